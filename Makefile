@@ -1,0 +1,72 @@
+# One command each: set up, try, test, check.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.lock
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-deps
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP_SOURCES := $(filter csrc/%,$(BUILD_INPUTS))
+# The pin of a package in the lock file, as pip takes it.
+pin = $(shell grep '^$(1)==' $(LOCK))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart smollm2 test lint format clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(VENV)/.built ## Make .venv, install the locked packages, build the kernels
+
+quickstart: setup ## Train a small model with PPO on this machine; ARGS="..." are passed on
+	@$(BIN)/python -P tools/quickstart.py $(ARGS)
+
+smollm2: setup ## Train SmolLM2-135M-Instruct with GRPO on this machine; ARGS="..." are passed on
+	@$(BIN)/python -P tools/smollm2.py $(ARGS)
+
+test: setup ## Run all tests; ARGS="-k gae" picks some
+	@$(BIN)/python -P -m pytest --durations=15 $(ARGS)
+
+lint: setup ## Check style, types, the direction of imports and the C++ format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+format: setup ## Format Python and C++, and fix what can be fixed
+	@$(BIN)/ruff check --fix --quiet
+	@$(BIN)/ruff format
+	@$(BIN)/clang-format -i $(CPP_SOURCES)
+
+clean: ## Remove .venv and everything that was built
+	@rm -rf $(VENV) build *.egg-info areal_mega/_C.*.so
+
+$(BIN)/python:
+	@echo "setup: making $(VENV)"
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11, or name one: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), but the pinned packages are for Python 3.11. Name one: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3.11-venv"; exit 1; }
+
+# torch comes from the CPU index; where that is out of reach, from wherever pip is set up to look.
+$(VENV)/.locked: $(LOCK) | $(BIN)/python
+	@echo "setup: installing torch (CPU)"
+	@$(PIP) --retries 1 --timeout 20 --index-url $(TORCH_INDEX) $(call pin,torch) 2>/dev/null || $(PIP) $(call pin,torch)
+	@echo "setup: installing the packages of $(LOCK)"
+	@$(PIP) $(call pin,setuptools) $(call pin,wheel)
+	@$(PIP) --no-build-isolation -r $(LOCK)
+	@$(BIN)/python -c 'import torch' || \
+		{ echo "torch does not load: is it a CUDA build? The CPU build: pip install --index-url $(TORCH_INDEX) $(call pin,torch)"; exit 1; }
+	@touch $@
+
+$(VENV)/.built: $(BUILD_INPUTS) | $(VENV)/.locked
+	@echo "setup: building areal_mega._C"
+	@command -v "$${CXX:-c++}" >/dev/null || \
+		{ echo "No C++ compiler found. On Debian and Ubuntu: apt install g++; or name one: make setup CXX=/path/to/clang++"; exit 1; }
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+	@echo "setup: done"
