@@ -1,0 +1,59 @@
+"""Which implementation of an operation runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+import torch
+
+VARIABLE = "AREAL_MEGA_OPS_BACKEND"
+
+BACKENDS = ("cpp", "cuda", "triton", "reference")
+
+# Best first. The reference is the last resort of a device that no kernel of an operation was written for.
+_PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on tensors of the CPU; for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose(
+    operation: str, implementations: Mapping[str, Callable], device: torch.device, requested: str = ""
+) -> Callable:
+    """The implementation of an operation for tensors on a device.
+
+    operation: its name, for messages. implementations: the operation's backends by name. requested: the name
+    of a backend; empty: ``AREAL_MEGA_OPS_BACKEND``, or where that is not set, the best one for the device.
+
+    Raises ValueError for a backend that does not exist, that the operation does not have, or that cannot run
+    on the device.
+    """
+    able = _PREFERENCE.get(device.type, ("reference",))
+    if device.type == "cpu" and interpreting():
+        able = (*able, "triton")
+    usable = [name for name in able if name in implementations]
+    origin = "backend" if requested else VARIABLE
+    name = requested or os.environ.get(VARIABLE) or usable[0]
+    if name not in BACKENDS:
+        raise ValueError(f"{origin}={name} is not a backend: expected one of {', '.join(BACKENDS)}")
+    if name not in usable:
+        raise ValueError(
+            f"{origin}={name}: {operation} has no such backend for tensors on {device.type}, only {', '.join(usable)}"
+        )
+    return implementations[name]
+
+
+def compiled_module() -> ModuleType:
+    """``areal_mega._C``. Raises ImportError with the way out if it was not built."""
+    try:
+        from areal_mega import _C  # torch is imported above: one OpenMP runtime, torch's, serves both
+    except ImportError as error:
+        raise ImportError(
+            f"areal_mega._C does not load ({error}). Build it with `make setup`, or take the slow reference: "
+            f"{VARIABLE}=reference"
+        ) from error
+    return _C
