@@ -1,0 +1,236 @@
+"""Options that cannot be meant stop the run here, before anything starts.
+
+Each check yields sentences that name the option and the way out; all of them are shown together. Values that are
+wrong by themselves come first: the other checks calculate with them.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from areal_mega.config.command_line import walk
+from areal_mega.config.engine import engine_problems
+from areal_mega.config.errors import UserError
+from areal_mega.config.options import AlgorithmOptions, CommonOptions, OptimizerOptions, PPOOptions, SFTOptions
+
+BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "minimum": (operator.ge, "at least"),
+    "maximum": (operator.le, "at most"),
+    "above": (operator.gt, "above"),
+    "below": (operator.lt, "below"),
+}
+
+
+def check(options: CommonOptions, ranks: int, cuda: bool) -> None:
+    """Check the options for a run on so many ranks, with or without a GPU.
+
+    Raises:
+        UserError: the options contradict each other, the machine or the model; all reasons are listed.
+    """
+    problems = list(_values(options))
+    if not problems:
+        problems += [*_device(options, cuda), *_layout(options, ranks)]
+        if isinstance(options, PPOOptions):
+            problems += _ppo(options, ranks, resolve_device(options.runtime.device, cuda))
+        elif isinstance(options, SFTOptions):
+            problems += _sft(options, ranks)
+    if problems:
+        raise UserError("These options cannot be used:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def resolve_device(device: str, cuda: bool) -> str:
+    """``cpu`` or ``cuda``: what runtime.device means on a machine with or without a GPU."""
+    return ("cuda" if cuda else "cpu") if device == "auto" else device
+
+
+def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
+    yield from _divisible_by_layout("model.path", options.model.path, options)
+    if options.critic.path is not None:
+        yield from _divisible_by_layout("critic.path", options.critic.path, options)
+    yield from _batch(options, ranks)
+    yield from _algorithm(options)
+    yield from _policy_loss(options.algorithm)
+    if options.algorithm.advantage == "gae":
+        yield from _schedule("critic.optimizer", options.critic.optimizer, options.critic_updates)
+    else:
+        yield from _no_critic(options)
+    yield from _schedule("policy.optimizer", options.policy.optimizer, options.policy_updates)
+    longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
+    yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
+    yield from engine_problems(options, ranks, device)
+
+
+def _sft(options: SFTOptions, ranks: int) -> Iterator[str]:
+    yield from _divisible_by_layout("model.path", options.model.path, options)
+    dp = _data_parallel(options, ranks)
+    if options.sequences_per_step % dp:
+        yield f"sequences_per_step={options.sequences_per_step} must be divisible by data parallel size {dp}."
+    yield from _schedule("policy.optimizer", options.policy.optimizer, options.steps)
+    yield from _length(options, "max_tokens", options.max_tokens)
+
+
+def _values(options: CommonOptions) -> Iterator[str]:
+    for name, field in walk(type(options)):
+        value: Any = operator.attrgetter(name)(options)
+        if value is None:
+            continue
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            yield f"{name}={value}: must be {' or '.join(choices)}."
+        for kind, (holds, words) in BOUNDS.items():
+            bound = field.metadata[kind]
+            if bound is not None and not holds(value, bound):
+                yield f"{name}={value}: must be {words} {bound}."
+
+
+def _device(options: CommonOptions, cuda: bool) -> Iterator[str]:
+    if options.runtime.device == "cuda" and not cuda:
+        yield "runtime.device=cuda: this machine has no CUDA device that torch can use; set runtime.device=cpu."
+
+
+def _layout(options: CommonOptions, ranks: int) -> Iterator[str]:
+    p = options.policy.parallel
+    if ranks % (p.tensor * p.pipeline):
+        yield (
+            f"policy.parallel.tensor={p.tensor} times policy.parallel.pipeline={p.pipeline} must divide the "
+            f"number of ranks, {ranks}; start with torchrun --nproc-per-node {p.tensor * p.pipeline}, or a "
+            "multiple, or choose a smaller layout."
+        )
+
+
+def _divisible_by_layout(name: str, path: str, options: CommonOptions) -> Iterator[str]:
+    model, p = _config_of(path), options.policy.parallel
+    divisors = {
+        "num_attention_heads": ("tensor", p.tensor),
+        "num_key_value_heads": ("tensor", p.tensor),
+        "intermediate_size": ("tensor", p.tensor),
+        "num_hidden_layers": ("pipeline", p.pipeline),
+    }
+    for size, (direction, divisor) in divisors.items():
+        if (model.get(size) or 0) % divisor:
+            yield (
+                f"policy.parallel.{direction}={divisor} does not divide {size}={model[size]} of "
+                f"{name}={path}; choose a divisor."
+            )
+
+
+def _data_parallel(options: CommonOptions, ranks: int) -> int:
+    return max(1, ranks // (options.policy.parallel.tensor * options.policy.parallel.pipeline))
+
+
+def _batch(options: PPOOptions, ranks: int) -> Iterator[str]:
+    r, a = options.rollout, options.algorithm
+    samples, dp = r.prompts_per_step * r.samples_per_prompt, _data_parallel(options, ranks)
+    if samples % (dp * a.mini_batches):
+        yield (
+            f"rollout.prompts_per_step * rollout.samples_per_prompt = {samples} must be divisible by data "
+            f"parallel size {dp} * algorithm.mini_batches {a.mini_batches} = {dp * a.mini_batches}; change "
+            "one of them."
+        )
+
+
+def _algorithm(options: PPOOptions) -> Iterator[str]:
+    a, r = options.algorithm, options.rollout
+    if a.kl_coef > 0 and not a.use_reference:
+        yield (
+            f"algorithm.kl_coef={a.kl_coef} needs a reference model; set algorithm.use_reference=true, "
+            "or algorithm.kl_coef=0."
+        )
+    if a.kl_coef > 0 and a.kl_in == "loss" and a.kl_estimator == "k1":
+        yield (
+            "algorithm.kl_estimator=k1 has a gradient of 0 on average, so it does nothing in the loss; use k2 or "
+            "k3, or algorithm.kl_in=reward."
+        )
+    if r.top_p < 1 or r.top_k != -1:
+        yield (
+            f"rollout.top_p={r.top_p}, rollout.top_k={r.top_k}: the engine's log-probs would be those of the "
+            "cut distribution and every importance ratio biased; use top_p=1 and top_k=-1 in training."
+        )
+    if 0 < options.steps <= options.critic.warmup_steps:
+        yield (
+            f"critic.warmup_steps={options.critic.warmup_steps}: none of the steps={options.steps} would train "
+            "the policy; lower it or raise steps."
+        )
+
+
+def _policy_loss(a: AlgorithmOptions) -> Iterator[str]:
+    if a.objective == "cispo" and a.dual_clip is not None:
+        yield (
+            f"algorithm.dual_clip={a.dual_clip} bounds the clipped objective, but algorithm.objective=cispo has no "
+            "such bound; leave one of them out."
+        )
+    limits = a.behavior_low > 0 or a.behavior_high is not None
+    if a.behavior_cap is not None and (a.behavior is not None or limits or a.behavior_mode != "truncate"):
+        yield (
+            f"algorithm.behavior_cap={a.behavior_cap} says behavior=token, behavior_mode=truncate and "
+            "behavior_high at once; set either it or the other algorithm.behavior options."
+        )
+    elif a.behavior is None and (limits or a.behavior_mode != "truncate"):
+        yield (
+            "algorithm.behavior_mode, behavior_low or behavior_high is set, but no weight is taken; set "
+            "algorithm.behavior to token, sequence or sequence-mean."
+        )
+    elif a.behavior_mode == "truncate" and a.behavior_low > 0:
+        yield (
+            f"algorithm.behavior_low={a.behavior_low} does nothing with algorithm.behavior_mode=truncate; use mask or "
+            "reject, or leave it out."
+        )
+    elif a.behavior_mode != "truncate" and not limits:
+        yield (
+            f"algorithm.behavior_mode={a.behavior_mode} without limits keeps every token; set algorithm.behavior_low "
+            "or algorithm.behavior_high."
+        )
+    elif a.behavior_high is not None and a.behavior_high < a.behavior_low:
+        yield (
+            f"algorithm.behavior_high={a.behavior_high} is below algorithm.behavior_low={a.behavior_low}; raise the "
+            "one or lower the other."
+        )
+
+
+def _no_critic(options: PPOOptions) -> Iterator[str]:
+    a = options.algorithm
+    if options.rollout.samples_per_prompt < 2:
+        yield "algorithm.advantage=grpo compares samples of a group; set rollout.samples_per_prompt to 2 or more."
+    if options.critic.path is not None:
+        yield "critic.path is set, but algorithm.advantage=grpo has no critic; leave one of them out."
+    if options.critic.warmup_steps:
+        yield "critic.warmup_steps is set, but algorithm.advantage=grpo has no critic; set it to 0."
+    if a.kl_in == "reward" and a.kl_coef > 0:
+        yield (
+            "algorithm.kl_in=reward needs per-token rewards, but algorithm.advantage=grpo has one reward "
+            "per sample; use algorithm.kl_in=loss."
+        )
+
+
+def _schedule(name: str, optimizer: OptimizerOptions, updates: int) -> Iterator[str]:
+    """A decay needs a step after the warm-up. A run of no updates is an evaluation and needs no schedule."""
+    needed = optimizer.warmup_steps + (optimizer.schedule != "constant")
+    if 0 < updates < needed:
+        yield (
+            f"{name}.schedule={optimizer.schedule} with {name}.warmup_steps={optimizer.warmup_steps} needs at least "
+            f"{needed} optimizer steps, but the run has {updates}; lower warmup_steps or raise steps."
+        )
+
+
+def _length(options: CommonOptions, what: str, length: int) -> Iterator[str]:
+    context = _config_of(options.model.path).get("max_position_embeddings")
+    budget = options.policy.max_tokens_per_micro_batch
+    if context is not None and length > context:
+        yield f"{what} = {length} is longer than the model's context of {context} tokens; lower it."
+    if length > budget:
+        yield (
+            f"{what} = {length} does not fit policy.max_tokens_per_micro_batch={budget}; raise it to at least {length}."
+        )
+
+
+def _config_of(path: str) -> dict[str, Any]:
+    """A model folder's config.json; empty where there is none (reported when the model is read)."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,184 @@
+"""From the command line to checked, typed options.
+
+``+experiment=NAME`` selects a recipe from configs/experiment, every option can be overridden in Hydra's
+grammar, ``--cfg job`` prints the result, ``--list`` names the recipes, ``--help`` explains every option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from areal_mega.config.errors import UserError
+from areal_mega.config.options import CommonOptions, PPOOptions, SFTOptions
+
+PROGRAMS: dict[str, type[CommonOptions]] = {"ppo": PPOOptions, "sft": SFTOptions}
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+Options = TypeVar("Options", bound=CommonOptions)
+
+
+def parse(program: str, arguments: Sequence[str], main_rank: bool = True) -> CommonOptions:
+    """The options of ``program`` ("ppo" or "sft") for the given command-line arguments.
+
+    ``--list``, ``--help`` and ``--cfg job`` print (on the main rank) and leave the program.
+
+    Raises:
+        UserError: an argument, experiment, option or value that does not exist or does not fit.
+    """
+    flags = [a for a in arguments if a.startswith("-")]
+    overrides = [a for a in arguments if not a.startswith("-") and a != "job"]
+    show = main_rank or None
+    if "--list" in flags:
+        _leave(show and list_experiments())
+    if "--help" in flags or "-h" in flags:
+        _leave(show and help_text(program))
+    unknown = [f for f in flags if f not in ("--cfg", "-c", "--cfg=job")]
+    if unknown:
+        raise UserError(f"Unknown argument {unknown[0]}. Known: --list, --cfg job, --help, and option=value.")
+    config = compose_config(program, overrides)
+    if flags:
+        _leave(show and OmegaConf.to_yaml(config))
+    return to_options(config)
+
+
+def compose_config(program: str, overrides: Sequence[str]) -> Any:
+    """Hydra's composition of the program's options, its experiment and the overrides."""
+    _check_experiment(program, overrides)
+    ConfigStore.instance().store(name=program, node=PROGRAMS[program])
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            config = compose(program, overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(program, error)) from error
+    _refuse_added(program, config)
+    return config
+
+
+def to_options(config: Any) -> Any:
+    """Typed options from a composed config.
+
+    Raises:
+        UserError: a required option has no value.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(
+            f"No value for {', '.join(missing)}. Choose a recipe with +experiment=NAME "
+            f"(see --list) or set {'it' if len(missing) == 1 else 'them'} on the command line."
+        )
+    return OmegaConf.to_object(config)
+
+
+def experiments() -> dict[str, dict[str, Any]]:
+    """All recipes: name to the content of its file. Recipes are for PPO unless they say otherwise."""
+    files = sorted((CONFIGS / "experiment").glob("*.yaml"), key=lambda file: file.stem)
+    return {f.stem: {"program": "ppo", **yaml.safe_load(f.read_text())} for f in files}
+
+
+def list_experiments() -> str:
+    """One line for each experiment."""
+    recipes = experiments()
+    width = max(map(len, recipes), default=0)
+    return "\n".join(f"{n:<{width}}  {r['program']:<3}  {r['description']}" for n, r in recipes.items())
+
+
+def help_text(program: str) -> str:
+    """How to start the program and every option with its type, default and meaning."""
+    head = (
+        f"torchrun --nproc-per-node N tools/train_{program}.py +experiment=NAME [option=value ...]\n\n"
+        "--list: all experiments.  --cfg job: the resulting options.  Options and their defaults:\n"
+    )
+    return "\n".join([head, *(_help_line(*o) for o in walk(PROGRAMS[program]))])
+
+
+def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every option below a dataclass: its dotted name and its field."""
+    types = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = types[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from walk(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + field.name, field
+
+
+def _help_line(name: str, field: dataclasses.Field) -> str:
+    default = field.default_factory() if callable(field.default_factory) else field.default
+    value = "required" if default == MISSING else "null" if default is None else repr(default)
+    kind = " | ".join(field.metadata["choices"]) or str(field.type).replace("None", "null")
+    return f"  {name}: {kind} = {value}\n      {field.metadata['help']}"
+
+
+def _check_experiment(program: str, overrides: Sequence[str]) -> None:
+    names = [o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("experiment=")]
+    recipes = experiments()
+    for name in names:
+        if name not in recipes:
+            close = difflib.get_close_matches(name, recipes, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(f"experiment={name}: no such recipe.{hint} There are: {', '.join(recipes)}.")
+        if recipes[name]["program"] != program:
+            other = recipes[name]["program"]
+            raise UserError(f"experiment={name} is a recipe for tools/train_{other}.py.")
+
+
+def _refuse_added(program: str, config: Any) -> None:
+    """``+name=value`` adds a key even where none was declared, and nobody would ever read it."""
+    options = {name: str(field.type) for name, field in walk(PROGRAMS[program])}
+    for key in _leaves(OmegaConf.to_container(config)):
+        owner = next((name for name in options if key == name or key.startswith(f"{name}.")), None)
+        if owner is None or (owner != key and not options[owner].startswith("dict")):
+            close = difflib.get_close_matches(key, options, 1, 0.7)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(f"{key}: there is no such option.{hint} (--help lists all options.)")
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything in a nested dictionary that is not a non-empty dictionary itself."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _explain(program: str, error: Exception) -> str:
+    """Hydra's message in one line, with the nearest existing option where one was mistyped."""
+    names = [name for name, _ in walk(PROGRAMS[program])]
+    key = getattr(error.__cause__, "full_key", None)
+    if key in names:
+        return f"{key}: {_first_line(error.__cause__)}"
+    text = _first_line(error)
+    mistyped = re.search(r"'([\w.]+)'", text)
+    close = difflib.get_close_matches(mistyped[1], names, 1, 0.7) if mistyped else []
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"{text} {hint}(--help lists all options.)"
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).split("\n")[0].strip()
+
+
+def _leave(text: str | None) -> None:
+    if text:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)

@@ -1,0 +1,79 @@
+"""What this package knows of SGLang's arguments, and which of them ``rollout.sglang`` may set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from areal_mega.config.options import PPOOptions, RolloutOptions
+
+# SGLang cuts responses two tokens before the end of the context and refuses prompts six before it.
+RESERVED_TOKENS = 6
+
+# This package's own attention backend for CPUs, by the name it has in SGLang.
+CPU_ATTENTION = "torch_batched"
+
+# ServerArgs that follow from other options: name to that option (None: the program's own business).
+OWN_ARGUMENTS: dict[str, str | None] = {
+    "model_path": "model.path",
+    "dtype": "model.dtype",
+    "random_seed": "seed",
+    "device": "runtime.device",
+    "tp_size": "rollout.tensor",
+    "port": "rollout.port",
+    "host": None,
+    "api_key": None,
+    "admin_api_key": None,
+    "weight_version": None,
+    "skip_tokenizer_init": None,
+}
+
+# ServerArgs that need a GPU: name to the values that run on a CPU, the default first.
+CPU_VALUES: dict[str, tuple[Any, ...]] = {
+    "attention_backend": (CPU_ATTENTION, "torch_native", "intel_amx"),
+    "sampling_backend": ("pytorch",),
+    "quantization": (None,),
+    "enable_memory_saver": (False,),
+    "enable_deterministic_inference": (False,),
+    "kv_cache_dtype": ("auto",),
+}
+
+
+def context_length(options: RolloutOptions) -> int:
+    """The context the engine needs: the longest sample, and what SGLang keeps back of every context."""
+    return options.max_prompt_tokens + options.max_new_tokens + RESERVED_TOKENS
+
+
+def engine_problems(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
+    """What is wrong with the engine's options, in sentences. device: ``cpu`` or ``cuda``."""
+    rollout = options.rollout
+    if rollout.tensor > ranks:
+        yield (
+            f"rollout.tensor={rollout.tensor} is larger than the {ranks} rank(s) of this run; "
+            "the engine lives on the trainers' devices. Lower it or start more ranks."
+        )
+    for name, own in OWN_ARGUMENTS.items():
+        if name in rollout.sglang:
+            way_out = f"use {own}" if own else "the program sets it; leave it out"
+            yield f"rollout.sglang.{name} cannot be set here: {way_out}."
+    if device == "cpu":
+        yield from _gpu_only(rollout.sglang)
+    yield from _context(rollout)
+
+
+def _gpu_only(arguments: dict[str, Any]) -> Iterator[str]:
+    for name, allowed in CPU_VALUES.items():
+        value = arguments.get(name, allowed[0])
+        if value not in allowed:
+            way_out = ", ".join(str(v).lower() for v in allowed)
+            yield f"rollout.sglang.{name}={value} needs a GPU; on a CPU use {way_out}, or leave it out."
+
+
+def _context(options: RolloutOptions) -> Iterator[str]:
+    context, needed = options.sglang.get("context_length"), context_length(options)
+    if context is not None and context < needed:
+        yield (
+            f"rollout.sglang.context_length={context} is too short: rollout.max_prompt_tokens + "
+            f"rollout.max_new_tokens and the {RESERVED_TOKENS} tokens that SGLang keeps back make {needed}; raise it "
+            "to that or leave it out."
+        )

@@ -1,0 +1,254 @@
+"""Every option of every program, typed, with its default and its help text.
+
+An option is written once, here. Hydra reads the dataclasses, ``--help`` prints the help texts, and
+`areal_mega.config.checks` stops runs whose options contradict each other. Names are the field's
+words; the symbol a paper uses stands in the help text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with a default, a help text and, where it has them, its allowed values.
+
+    minimum and maximum belong to the allowed values themselves, above and below do not.
+    """
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, **bounds}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(cls: type, help: str) -> Any:
+    """A dataclass field that holds a group of options."""
+    return field(default_factory=cls, metadata={"help": help})
+
+
+@dataclass
+class ModelOptions:
+    path: str = option(MISSING, "Hugging Face folder: config.json, tokenizer, *.safetensors.")
+    dtype: str = option(
+        "float32",
+        "Parameter type in training and generation.",
+        choices=("float32", "bfloat16"),
+    )
+
+
+@dataclass
+class OptimizerOptions:
+    lr: float = option(1e-5, "Peak learning rate.", minimum=0)
+    min_lr_ratio: float = option(1.0, "Final learning rate as a fraction of lr.", minimum=0, maximum=1)
+    schedule: str = option(
+        "constant",
+        "Decay after warm-up.",
+        choices=("constant", "linear", "cosine"),
+    )
+    warmup_steps: int = option(0, "Optimizer steps of linear warm-up from 0 to lr.", minimum=0)
+    weight_decay: float = option(0.0, "AdamW weight decay; never applied to norms and biases.", minimum=0)
+    beta1: float = option(0.9, "Adam beta_1.", minimum=0, below=1)
+    beta2: float = option(0.95, "Adam beta_2.", minimum=0, below=1)
+    eps: float = option(1e-8, "Adam epsilon.", above=0)
+    clip_grad: float = option(1.0, "Largest global gradient norm; 0 switches clipping off.", minimum=0)
+
+
+@dataclass
+class ParallelOptions:
+    tensor: int = option(1, "Tensor-parallel size (TP).", minimum=1)
+    pipeline: int = option(1, "Pipeline-parallel size (PP). DP is ranks / (TP * PP).", minimum=1)
+
+
+@dataclass
+class PolicyOptions:
+    parallel: ParallelOptions = group(ParallelOptions, "Megatron layout of policy, critic and reference.")
+    optimizer: OptimizerOptions = group(OptimizerOptions, "The policy's optimizer.")
+    max_tokens_per_micro_batch: int = option(
+        8192, "Token budget of one micro-batch; a longer single sequence is an error.", minimum=1
+    )
+    logprob_workspace_mb: int = option(
+        0, "MiB of logits that exist at the same time in the log-prob head; 0: 16 on a CPU, 1024 on a GPU.", minimum=0
+    )
+
+
+@dataclass
+class CriticOptions:
+    path: str | None = option(None, "Hugging Face folder the critic's body starts from; null: model.path.")
+    optimizer: OptimizerOptions = group(OptimizerOptions, "The critic's optimizer.")
+    warmup_steps: int = option(0, "First steps in which only the critic is trained.", minimum=0)
+
+
+@dataclass
+class RolloutOptions:
+    prompts_per_step: int = option(32, "Prompts drawn for each training step.", minimum=1)
+    samples_per_prompt: int = option(8, "Samples of each prompt: the group size G.", minimum=1)
+    max_prompt_tokens: int = option(512, "Longest prompt; a longer one stops the run, naming its line.", minimum=1)
+    max_new_tokens: int = option(512, "Longest response.", minimum=1)
+    temperature: float = option(1.0, "Sampling temperature; the trainer's log-probs use the same.", above=0)
+    top_p: float = option(1.0, "Nucleus sampling in training; must be 1 (see the check).")
+    top_k: int = option(-1, "Top-k sampling in training; must be -1 (see the check).")
+    stop: list[str] = option([], "Strings that end a response, beside the end-of-sequence token.")
+    tensor: int = option(1, "Tensor-parallel size of the SGLang engine.", minimum=1)
+    port: int = option(0, "Port of the engine; 0 takes a free one.", minimum=0, maximum=65535)
+    start_timeout: float = option(300.0, "Seconds the engine may take to answer after its start.", above=0)
+    request_timeout: float = option(600.0, "Seconds one generation request may take.", above=0)
+    threads: int = option(1, "CPU threads of each engine process.", minimum=1)
+    sglang: dict[str, Any] = option(
+        {},
+        "Fields of SGLang's ServerArgs, passed on as they are. On a GPU, which the trainers share, "
+        "mem_fraction_static is 0.3 unless set here.",
+    )
+
+
+@dataclass
+class AlgorithmOptions:
+    advantage: str = option("gae", "gae: PPO with a critic. grpo: group-relative, no critic.", choices=("gae", "grpo"))
+    gamma: float = option(1.0, "Discount gamma.", minimum=0, maximum=1)
+    gae_lambda: float = option(1.0, "GAE lambda.", minimum=0, maximum=1)
+    normalize_advantages: bool = option(True, "gae: whiten advantages over all response tokens of the batch.")
+    group_std: bool = option(True, "grpo: divide by the group's standard deviation (false: Dr.GRPO).")
+    epochs: int = option(1, "Passes over each batch of samples.", minimum=1)
+    mini_batches: int = option(1, "Optimizer steps per pass.", minimum=1)
+    objective: str = option(
+        "clip",
+        "clip: PPO's clipped objective. cispo: the clipped ratio as a constant weight of A log pi.",
+        choices=("clip", "cispo"),
+    )
+    ratio: str = option(
+        "token",
+        "pi/pi_proximal of each token, or of the sequence: their geometric mean (GSPO; clips of about 3e-4).",
+        choices=("token", "sequence"),
+    )
+    clip_low: float = option(0.2, "Ratio clip below 1 (epsilon_low).", above=0, below=1)
+    clip_high: float = option(0.2, "Ratio clip above 1 (epsilon_high).", above=0)
+    dual_clip: float | None = option(None, "Bound c on -c*A for negative advantages; null: off.", above=1)
+    value_clip: float | None = option(0.2, "Clip of value changes (epsilon_value); null: off.", above=0)
+    entropy_coef: float = option(0.0, "Weight of the entropy bonus.", minimum=0)
+    kl_coef: float = option(0.0, "Weight beta of the KL to the reference model; needs use_reference.", minimum=0)
+    kl_in: str = option(
+        "loss", "Where the KL counts: reward (subtracted per token) or loss.", choices=("reward", "loss")
+    )
+    kl_estimator: str = option("k3", "KL estimator (Schulman, 2020).", choices=("k1", "k2", "k3"))
+    use_reference: bool = option(False, "Keep a frozen copy of the starting model as KL reference.")
+    behavior: str | None = option(
+        None,
+        "Weight the loss by w = pi_proximal/pi_behavior of each token, of the sequence (the product) or of the "
+        "sequence's mean (geometric); null: off.",
+        choices=("token", "sequence", "sequence-mean"),
+    )
+    behavior_mode: str = option(
+        "truncate",
+        "truncate: min(w, behavior_high) (TIS). mask: w inside the limits, 0 outside (IcePop, MIS). reject: 1 inside, "
+        "0 outside.",
+        choices=("truncate", "mask", "reject"),
+    )
+    behavior_low: float = option(0.0, "Lower limit of w, for mask and reject.", minimum=0)
+    behavior_high: float | None = option(None, "Upper limit of w; null: none.", above=0)
+    behavior_cap: float | None = option(
+        None, "Short for behavior=token, behavior_mode=truncate and this as behavior_high; null: off.", above=0
+    )
+    aggregation: str = option(
+        "token-mean",
+        "token-mean (DAPO) or sequence-mean (GRPO: mean of each sequence's token mean).",
+        choices=("token-mean", "sequence-mean"),
+    )
+
+
+@dataclass
+class DataOptions:
+    train: str = option(MISSING, "JSONL of training prompts.")
+    validation: str | None = option(None, "JSONL of held-out prompts; null: no evaluation.")
+    shuffle: bool = option(True, "Shuffle the training prompts anew for each pass.")
+
+
+@dataclass
+class RewardOptions:
+    name: str = option(
+        "exact_match", "Verifier: the whole response, or its last number.", choices=("exact_match", "final_number")
+    )
+    scale: float = option(1.0, "Reward of a right answer.")
+    wrong: float = option(0.0, "Reward of a wrong answer.")
+    truncated: float | None = option(None, "Reward of a response cut at max_new_tokens; null: judge it.")
+
+
+@dataclass
+class EvaluationOptions:
+    every: int = option(0, "Evaluate each so many steps; 0: only before and after.", minimum=0)
+    temperature: float = option(0.0, "Sampling temperature of evaluation; 0 is greedy.", minimum=0)
+    samples: int = option(1, "Samples of each held-out prompt; accuracy is their mean.", minimum=1)
+    show: int = option(8, "Sampled answers kept before and after, for the report.", minimum=0)
+
+
+@dataclass
+class RuntimeOptions:
+    device: str = option("auto", "auto: cuda where there is a GPU.", choices=("auto", "cpu", "cuda"))
+    threads: int = option(1, "CPU threads of each trainer rank.", minimum=1)
+    timeout: float = option(600.0, "Seconds a collective may take before the run is stopped.", above=0)
+
+
+@dataclass
+class TelemetryOptions:
+    progress: bool = option(True, "Live display; without a terminal one line a step.")
+    tensorboard: bool = option(False, "Also write TensorBoard events.")
+    plot: bool = option(True, "Draw the run's curves as PNG at the end.")
+
+
+@dataclass
+class CommonOptions:
+    experiment: str = option(MISSING, "Name of the recipe; set by +experiment=NAME.")
+    description: str = option("", "One line about the recipe, shown by --list.")
+    seed: int = option(1, "Seed of data order, sampling and initialisation.")
+    output: str = option("outputs", "Folder in which run directories are made.")
+    run_name: str | None = option(None, "Name of the run directory; null: experiment and time.")
+    save: bool = option(True, "Save the trained model in Hugging Face format.")
+    model: ModelOptions = group(ModelOptions, "The model.")
+    policy: PolicyOptions = group(PolicyOptions, "Megatron: layout, optimizer, token budget.")
+    data: DataOptions = group(DataOptions, "Data sets.")
+    runtime: RuntimeOptions = group(RuntimeOptions, "Device, threads, time limits.")
+    telemetry: TelemetryOptions = group(TelemetryOptions, "What the run shows and writes.")
+
+
+@dataclass
+class PPOOptions(CommonOptions):
+    """Options of tools/train_ppo.py."""
+
+    program: str = option("ppo", "The program the recipe is for.", choices=("ppo",))
+    steps: int = option(100, "Training steps: each is one batch of samples.", minimum=0)
+    critic: CriticOptions = group(CriticOptions, "The critic (algorithm.advantage=gae).")
+    rollout: RolloutOptions = group(RolloutOptions, "Generation with SGLang.")
+    algorithm: AlgorithmOptions = group(AlgorithmOptions, "Advantages and losses.")
+    reward: RewardOptions = group(RewardOptions, "How answers are judged.")
+    evaluation: EvaluationOptions = group(EvaluationOptions, "Accuracy on held-out prompts.")
+
+    @property
+    def critic_updates(self) -> int:
+        """Optimizer steps of the critic in the whole run."""
+        return self.steps * self.algorithm.epochs * self.algorithm.mini_batches
+
+    @property
+    def policy_updates(self) -> int:
+        """Optimizer steps of the policy in the whole run: it rests while the critic warms up."""
+        return max(0, self.steps - self.critic.warmup_steps) * self.algorithm.epochs * self.algorithm.mini_batches
+
+
+@dataclass
+class SFTOptions(CommonOptions):
+    """Options of tools/train_sft.py."""
+
+    program: str = option("sft", "The program the recipe is for.", choices=("sft",))
+    steps: int = option(100, "Optimizer steps.", minimum=1)
+    sequences_per_step: int = option(64, "Sequences of each optimizer step, over all ranks.", minimum=1)
+    max_tokens: int = option(2048, "Longest prompt plus answer; a longer one stops the run.", minimum=2)

@@ -1,0 +1,39 @@
+"""Which sequences go through the model together: micro-batches under a token budget."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from areal_mega import ops
+from areal_mega.config.errors import UserError
+from areal_mega.data.packed import PackedBatch
+
+
+def micro_batches(batch: PackedBatch, max_tokens: int) -> list[list[int]]:
+    """Cut a batch into micro-batches of about equal numbers of tokens, none above ``max_tokens``.
+
+    As few as fit, or nearly so. The result depends on the lengths alone.
+
+    Returns:
+        The sequence indices of each micro-batch, ascending; none is empty.
+
+    Raises:
+        UserError: one sequence alone is longer than ``max_tokens``.
+    """
+    lengths = batch.lengths.tolist()
+    longest = max(lengths)
+    if longest > max_tokens:
+        raise UserError(
+            f"sequence {lengths.index(longest)} of the batch has {longest} tokens, but "
+            f"policy.max_tokens_per_micro_batch={max_tokens}: raise it to {longest} or more, "
+            "or lower the longest prompt and response"
+        )
+    count = math.ceil(int(batch.lengths.sum()) / max_tokens)
+    while True:
+        part_of = ops.balance(lengths, count)
+        tokens = torch.zeros(count, dtype=torch.int64).index_add(0, part_of, batch.lengths.long())
+        if int(tokens.max()) <= max_tokens:
+            return [part_of.eq(part).nonzero().flatten().tolist() for part in range(count)]
+        count += 1

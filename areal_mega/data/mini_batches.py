@@ -1,0 +1,29 @@
+"""Which sequences train together, and on which data-parallel rank.
+
+Mini-batches are drawn from the whole batch and only then cut over the data-parallel ranks, so that the same
+batch gives the same optimizer steps for every layout.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from areal_mega import ops
+
+
+def mini_batches(lengths: Sequence[int], count: int, ranks: int, seed: int) -> list[list[list[int]]]:
+    """Random mini-batches of equal size, each cut into ``ranks`` shares of about equal tokens.
+
+    lengths: tokens of each sequence; their number is divisible by ``count * ranks``.
+    Returns ``[count][ranks]`` lists of sequence indices.
+    """
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    size = len(lengths) // count
+    return [_shares(order[i * size : (i + 1) * size], lengths, ranks) for i in range(count)]
+
+
+def _shares(indices: list[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    part_of = ops.balance([lengths[i] for i in indices], ranks, equal_counts=True).tolist()
+    return [[i for i, part in zip(indices, part_of, strict=True) if part == rank] for rank in range(ranks)]

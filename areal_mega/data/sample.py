@@ -1,0 +1,46 @@
+"""Prompts and finished trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem. One JSONL line of a data set."""
+
+    id: str
+    tokens: list[int]
+    text: str
+    answer: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Sample:
+    """One finished trajectory, all facts from the engine.
+
+    tokens: prompt and response. loss_mask: True on generated tokens. behavior_logprobs: the engine's log-prob
+    of each generated token, 0 elsewhere. versions: the weights that produced each token, -1 elsewhere.
+    finish_reason: ``stop`` or ``length``. text: the response as text.
+    """
+
+    prompt: Prompt
+    group: int
+    tokens: list[int]
+    loss_mask: list[bool]
+    behavior_logprobs: list[float]
+    versions: list[int]
+    finish_reason: str
+    text: str
+    reward: float = 0.0
+    correct: bool = False
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def response_length(self) -> int:
+        return sum(self.loss_mask)

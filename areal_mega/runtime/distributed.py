@@ -1,0 +1,157 @@
+"""Process groups: which device, which ranks, which place this rank has in the layout.
+
+Apart from the CPU layer (`areal_mega.runtime.cpu`) this is the only module that asks which device it runs on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from areal_mega.config.checks import resolve_device
+from areal_mega.config.options import ParallelOptions, RuntimeOptions
+from areal_mega.runtime import cpu
+
+# Longer than any run: what waits for the main rank ends with it, as torchrun stops all ranks when one is gone.
+WAITING = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This rank's place among ``world = tp * dp * pp`` ranks.
+
+    The ranks of one DP replica (its TP x PP ranks) hold one copy of the model and see the same batch.
+
+    `broadcast` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the other
+    ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
+    That limit is for collectives that all ranks reach together, where a long wait means that something hangs.
+    """
+
+    rank: int
+    world: int
+    tp: int
+    pp: int
+    dp: int
+    tp_rank: int
+    pp_rank: int
+    dp_rank: int
+    device: torch.device
+    waiting: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that talks to the user and writes files."""
+        return self.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the last pipeline stage, where the head and the loss are."""
+        return self.pp_rank == self.pp - 1
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank (any picklable object), whenever rank 0 has it."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.waiting)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here, however long that takes."""
+        dist.barrier(self.waiting)
+
+    def sum_over_dp(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of a host tensor over the data-parallel replicas, on all of them."""
+        return self._reduce_over_dp(x, dist.ReduceOp.SUM)
+
+    def max_over_dp(self, x: torch.Tensor) -> torch.Tensor:
+        """The largest of a host tensor over the data-parallel replicas, on all of them."""
+        return self._reduce_over_dp(x, dist.ReduceOp.MAX)
+
+    def _reduce_over_dp(self, x: torch.Tensor, operation: Any) -> torch.Tensor:
+        from megatron.core import parallel_state
+
+        x = x.clone()
+        dist.all_reduce(x, operation, group=parallel_state.get_data_parallel_group())
+        return x
+
+
+def initialize(options: RuntimeOptions, parallel: ParallelOptions, seed: int) -> Topology:
+    """Set up torch.distributed and Megatron's process groups; the first thing a trainer rank does.
+
+    Started by torchrun, the ranks find each other through its environment; started without it, the process
+    is a world of one. Must run before the first import of megatron, and after `areal_mega.config.checks.check`.
+    """
+    device = _device(options.device)
+    if device.type == "cpu":
+        cpu.enable()
+    else:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(options.threads)
+    _hush()
+    _join(device, timedelta(seconds=options.timeout))
+    return _split(parallel, device, seed, options.timeout)
+
+
+def shutdown() -> None:
+    """Leave all process groups. Does nothing where none were made."""
+    if not dist.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _hush() -> None:
+    """Megatron advises extensions that are not needed here, and announces machinery that is off."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
+
+
+def _device(name: str) -> torch.device:
+    if resolve_device(name, torch.cuda.is_available()) == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    # Objects travel over gloo on every device, so that they need no GPU memory.
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:  # a world of one needs no port: its store lives in this process
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: float) -> Topology:
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        distributed_timeout_minutes=math.ceil(timeout / 60),
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+    return Topology(
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        tp=parallel.tensor,
+        pp=parallel.pipeline,
+        dp=parallel_state.get_data_parallel_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        device=device,
+        waiting=dist.new_group(timeout=WAITING, backend="gloo"),
+    )

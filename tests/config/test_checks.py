@@ -1,0 +1,165 @@
+import json
+
+import pytest
+
+from areal_mega.config.checks import check
+from areal_mega.config.command_line import parse, walk
+from areal_mega.config.errors import UserError
+from areal_mega.config.options import PPOOptions
+from areal_mega.rewards import VERIFIERS
+
+IN_REWARD = "algorithm.kl_in=reward"
+HIGH = "algorithm.behavior_high=1.5"
+
+
+@pytest.fixture
+def model(tmp_path):
+    config = {
+        "max_position_embeddings": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 12, "num_hidden_layers": 4,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return f"model.path={tmp_path}"
+
+
+def problems(model, overrides, ranks=2, cuda=False, program="ppo"):
+    name = "quickstart" if program == "ppo" else "quickstart-sft"
+    options = parse(program, [f"+experiment={name}", model, *overrides])
+    with pytest.raises(UserError) as error:
+        check(options, ranks, cuda)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart-grpo"])
+def test_quickstart_options_pass(model, name):
+    check(parse("ppo", [f"+experiment={name}", model]), ranks=2, cuda=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "way_out"),
+    [
+        (["algorithm.kl_coef=0.1"], "algorithm.kl_coef", "algorithm.use_reference=true"),
+        (["rollout.prompts_per_step=3", "rollout.samples_per_prompt=3"], "algorithm.mini_batches", "change"),
+        (["rollout.tensor=4"], "rollout.tensor=4", "start more ranks"),
+        (["rollout.max_new_tokens=300"], "rollout.max_new_tokens", "context of 256"),
+        (["policy.max_tokens_per_micro_batch=32"], "policy.max_tokens_per_micro_batch=32", "at least 64"),
+        (["rollout.top_p=0.9"], "rollout.top_p=0.9", "top_p=1"),
+        (["rollout.top_k=20"], "rollout.top_k=20", "top_k=-1"),
+        (["rollout.temperature=0"], "rollout.temperature", "above 0"),
+        (["runtime.device=cuda"], "runtime.device=cuda", "runtime.device=cpu"),
+        (["+rollout.sglang.attention_backend=fa3"], "rollout.sglang.attention_backend=fa3", "torch_native"),
+        (["+rollout.sglang.quantization=fp8"], "rollout.sglang.quantization=fp8", "leave it out"),
+        (["+rollout.sglang.kv_cache_dtype=bfloat16"], "kv_cache_dtype=bfloat16", "use auto"),
+        (["+rollout.sglang.enable_deterministic_inference=true"], "enable_deterministic_inference", "use false"),
+        (["+rollout.sglang.context_length=69"], "rollout.sglang.context_length=69", "make 70"),
+        (["+rollout.sglang.tp_size=2"], "rollout.sglang.tp_size", "use rollout.tensor"),
+        (["+rollout.sglang.api_key=x"], "rollout.sglang.api_key", "leave it out"),
+        (["policy.parallel.tensor=0"], "policy.parallel.tensor=0", "at least 1"),
+        (["policy.parallel.tensor=3"], "policy.parallel.tensor=3", "--nproc-per-node 3"),
+        (["algorithm.advantage=ppo"], "algorithm.advantage=ppo", "gae or grpo"),
+        (["reward.name=magic"], "reward.name=magic", "exact_match or final_number"),
+        (["program=sft"], "program=sft", "must be ppo"),
+        (["algorithm.epochs=0"], "algorithm.epochs=0", "at least 1"),
+        (["algorithm.advantage=grpo", "rollout.samples_per_prompt=1"], "algorithm.advantage=grpo", "2 or more"),
+        (["algorithm.advantage=grpo", "critic.path=x"], "critic.path", "leave"),
+        (["algorithm.advantage=grpo", "critic.warmup_steps=2"], "critic.warmup_steps", "0"),
+        (
+            ["algorithm.advantage=grpo", "algorithm.use_reference=true", "algorithm.kl_coef=1", IN_REWARD],
+            "algorithm.kl_in=reward",
+            "algorithm.kl_in=loss",
+        ),
+        (["algorithm.use_reference=true", "algorithm.kl_coef=1", "algorithm.kl_estimator=k1"], "=k1", "k2 or k3"),
+        (["algorithm.gamma=1.5"], "algorithm.gamma=1.5", "at most 1"),
+        (["algorithm.clip_low=1.5"], "algorithm.clip_low=1.5", "below 1"),
+        (["algorithm.clip_high=-0.1"], "algorithm.clip_high=-0.1", "above 0"),
+        (["algorithm.value_clip=0"], "algorithm.value_clip=0", "above 0"),
+        (["algorithm.behavior_cap=-1"], "algorithm.behavior_cap=-1", "above 0"),
+        (["algorithm.dual_clip=0.5"], "algorithm.dual_clip=0.5", "above 1"),
+        (["algorithm.objective=cispo", "algorithm.dual_clip=3"], "algorithm.dual_clip=3.0", "leave one of them out"),
+        (["algorithm.objective=ppo"], "algorithm.objective=ppo", "clip or cispo"),
+        (["algorithm.ratio=turn"], "algorithm.ratio=turn", "token or sequence"),
+        (["algorithm.behavior=turn"], "algorithm.behavior=turn", "token or sequence or sequence-mean"),
+        (["algorithm.behavior_cap=2", "algorithm.behavior=token"], "algorithm.behavior_cap=2.0", "set either"),
+        (["algorithm.behavior_high=2"], "behavior_high is set", "algorithm.behavior to token"),
+        (["algorithm.behavior_mode=mask"], "algorithm.behavior_mode", "algorithm.behavior to token"),
+        (["algorithm.behavior=token", "algorithm.behavior_low=0.5"], "algorithm.behavior_low=0.5", "mask or reject"),
+        (["algorithm.behavior=token", "algorithm.behavior_mode=mask"], "algorithm.behavior_mode=mask", "set"),
+        (
+            ["algorithm.behavior=sequence", "algorithm.behavior_mode=reject", "algorithm.behavior_low=2", HIGH],
+            "algorithm.behavior_high=1.5",
+            "raise the one or lower the other",
+        ),
+        (["evaluation.temperature=-1"], "evaluation.temperature=-1", "at least 0"),
+        (["rollout.port=70000"], "rollout.port=70000", "at most 65535"),
+        (["rollout.start_timeout=0"], "rollout.start_timeout=0", "above 0"),
+        (["critic.warmup_steps=-1"], "critic.warmup_steps=-1", "at least 0"),
+        (["critic.warmup_steps=40"], "critic.warmup_steps=40", "steps=40"),
+        (["policy.optimizer.min_lr_ratio=2"], "policy.optimizer.min_lr_ratio=2", "at most 1"),
+        (["policy.optimizer.beta2=1"], "policy.optimizer.beta2=1", "below 1"),
+        (["policy.optimizer.lr=nan"], "policy.optimizer.lr=nan", "at least 0"),
+        (
+            ["policy.optimizer.schedule=linear", "policy.optimizer.warmup_steps=156", "critic.warmup_steps=1"],
+            "policy.optimizer.schedule=linear",
+            "at least 157 optimizer steps, but the run has 156",
+        ),
+        (
+            ["critic.optimizer.schedule=cosine", "critic.optimizer.warmup_steps=160"],
+            "critic.optimizer.warmup_steps=160",
+            "the run has 160",
+        ),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_meant_are_named_with_a_way_out(model, overrides, named, way_out):
+    text = problems(model, overrides)
+    assert named in text and way_out in text
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks", "size"),
+    [
+        ("tensor=4", 4, "num_key_value_heads=2"),
+        ("tensor=8", 8, "intermediate_size=12"),
+        ("pipeline=3", 6, "num_hidden_layers=4"),
+    ],
+)
+def test_a_layout_must_divide_policy_and_critic(model, layout, ranks, size):
+    path = model.partition("=")[2]
+    text = problems(model, [f"policy.parallel.{layout}", f"critic.path={path}"], ranks=ranks)
+    for name in ("model.path", "critic.path"):
+        assert f"policy.parallel.{layout} does not divide {size} of {name}={path}; choose a divisor" in text
+
+
+def test_a_warm_up_that_ends_in_time_passes(model):
+    fits = ["policy.optimizer.schedule=linear", "policy.optimizer.warmup_steps=155", "critic.warmup_steps=1"]
+    check(parse("ppo", ["+experiment=quickstart", model, *fits]), ranks=2, cuda=False)
+
+
+def test_an_evaluation_needs_no_schedule(model):
+    evaluation = ["steps=0", "policy.optimizer.schedule=cosine", "policy.optimizer.warmup_steps=5"]
+    check(parse("ppo", ["+experiment=quickstart", model, *evaluation]), ranks=2, cuda=False)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", None])
+def test_an_unreadable_model_is_left_to_its_reader(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    check(parse("ppo", ["+experiment=quickstart", f"model.path={tmp_path}"]), ranks=2, cuda=False)
+
+
+def test_the_verifiers_are_the_choices():
+    names = next(field.metadata["choices"] for name, field in walk(PPOOptions) if name == "reward.name")
+    assert set(names) == set(VERIFIERS)
+
+
+def test_all_problems_are_shown_at_once(model):
+    text = problems(model, ["algorithm.kl_coef=0.1", "rollout.top_p=0.5"])
+    assert "algorithm.kl_coef" in text and "rollout.top_p" in text
+
+
+def test_gpu_only_engine_options_are_allowed_on_a_gpu(model):
+    check(parse("ppo", ["+experiment=quickstart", model, "+rollout.sglang.attention_backend=fa3"]), 2, cuda=True)
+
+
+def test_sft_batch_must_be_divisible(model):
+    text = problems(model, ["sequences_per_step=5"], program="sft")
+    assert "sequences_per_step=5" in text

@@ -1,0 +1,76 @@
+import pytest
+from omegaconf import OmegaConf
+
+from areal_mega.config.command_line import PROGRAMS, compose_config, experiments, help_text, parse, to_options, walk
+from areal_mega.config.errors import UserError
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_option_has_help(program):
+    text = help_text(program)
+    for name, field in walk(PROGRAMS[program]):
+        assert len(field.metadata["help"]) > 10, name
+        assert f"  {name}: " in text
+
+
+def test_help_shows_types_choices_and_defaults():
+    text = help_text("ppo")
+    assert "  algorithm.advantage: gae | grpo = 'gae'\n" in text
+    assert "  algorithm.dual_clip: float | null = null\n" in text
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_experiment_composes(name):
+    program = experiments()[name]["program"]
+    options = to_options(compose_config(program, [f"+experiment={name}"]))
+    assert options.experiment == name and options.description
+
+
+def test_overrides_of_nested_options_win_over_the_experiment():
+    options = parse("ppo", ["+experiment=quickstart", "algorithm.epochs=3", "+rollout.sglang.log_level=info"])
+    assert options.algorithm.epochs == 3
+    assert options.rollout.sglang == {"log_level": "info"}
+    assert options.policy.parallel.tensor == 2
+
+
+def test_grpo_experiment_differs_from_its_parent_only_in_what_it_says():
+    parent = parse("ppo", ["+experiment=quickstart"])
+    child = parse("ppo", ["+experiment=quickstart-grpo"])
+    assert (parent.algorithm.advantage, child.algorithm.advantage) == ("gae", "grpo")
+    assert child.rollout == parent.rollout and child.data == parent.data
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["+experiment=quickstrat"], "Did you mean quickstart?"),
+        (["+experiment=quickstart", "algorithm.clip_hgh=0.3"], "Did you mean algorithm.clip_high?"),
+        (["+experiment=quickstart", "algorithm.epochs=many"], "algorithm.epochs"),
+        (["+experiment=quickstart-sft"], "train_sft.py"),
+        (["+experiment=quickstart", "+algorithm.clip_hgh=0.3"], "Did you mean algorithm.clip_high?"),
+        (["+experiment=quickstart", "+nonsense=1"], "nonsense: there is no such option"),
+        (["+experiment=quickstart", "algorithm.epochs=x"], "algorithm.epochs: Value 'x'"),
+        (["+experiment=quickstart", "--verbose"], "--verbose"),
+        ([], "+experiment=NAME"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_a_way_out(arguments, message):
+    with pytest.raises(UserError) as error:
+        parse("ppo", arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("main_rank", [True, False])
+def test_list_prints_one_line_for_each_experiment_on_the_main_rank(main_rank, capsys):
+    with pytest.raises(SystemExit) as leave:
+        parse("ppo", ["--list"], main_rank)
+    lines = capsys.readouterr().out.splitlines()
+    assert leave.value.code == 0
+    assert [line.split()[0] for line in lines] == (list(experiments()) if main_rank else [])
+
+
+def test_cfg_job_prints_the_whole_resulting_config(capsys):
+    with pytest.raises(SystemExit):
+        parse("ppo", ["+experiment=quickstart", "seed=7", "--cfg", "job"])
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert printed.seed == 7 and printed.policy.parallel.tensor == 2
