@@ -1,0 +1,198 @@
+"""One model on Megatron's layout: policy, critic or reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from areal_mega.config.dtypes import DTYPES
+from areal_mega.config.options import OptimizerOptions, PolicyOptions
+from areal_mega.data.micro_batches import micro_batches
+from areal_mega.data.packed import PackedBatch
+from areal_mega.policy import hf_weights
+from areal_mega.policy.attention import PackedSequences
+from areal_mega.policy.checkpoint_files import write_folder
+from areal_mega.policy.gpt import OUTPUTS, Head, PackedGPT, Selection
+from areal_mega.policy.optimizer import build_optimizer, data_parallel, learning_rate
+from areal_mega.policy.spec import read_config
+from areal_mega.runtime.distributed import Topology
+
+Outputs = dict[str, Tensor]
+LossFunction = Callable[[PackedBatch, Outputs], tuple[Tensor, dict[str, Tensor]]]
+_INDEX = "_index"
+
+
+class MegatronModel:
+    """A Hugging Face model in Megatron's tensor-, pipeline- and data-parallel layout.
+
+    All ranks build it and call its methods together. The batch of `forward` and `train_step` is this DP
+    replica's share: the same on the replica's TP x PP ranks, of any number of micro-batches on each replica.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        hf_path: str,
+        options: PolicyOptions,
+        *,
+        dtype: str,
+        optimizer: OptimizerOptions | None,
+        head: Head,
+        temperature: float = 1.0,
+        total_steps: int = 0,
+        seed: int,
+    ) -> None:
+        """Build the model and load its weights.
+
+        hf_path: model folder. optimizer: None freezes the model. head: ``logprob`` for policy and reference,
+        ``value`` for a critic. temperature: divides the logits. total_steps: optimizer steps of the run, for
+        the learning-rate schedule. seed: of a new value head.
+
+        Raises:
+            UserError: the folder is broken, its model unsupported, or the layout does not fit it.
+        """
+        self.topology, self.options, self.hf_path, self.head = topology, options, hf_path, head
+        self.dtype = DTYPES[dtype]
+        self.hf = read_config(hf_path)
+        self.gpt = PackedGPT(
+            self.hf,
+            topology,
+            dtype=self.dtype,
+            head=head,
+            temperature=temperature,
+            logprob_workspace=options.logprob_workspace_mb * 2**20 or None,
+            seed=seed,
+        ).to(topology.device)
+        hf_weights.load(self.gpt, self.hf, hf_path, topology)
+        if optimizer is None:
+            self.gpt.requires_grad_(False)
+        else:
+            self._prepare_training(optimizer, total_steps)
+
+    def _prepare_training(self, options: OptimizerOptions, total_steps: int) -> None:
+        self.ddp = data_parallel(self.gpt)
+        self.optimizer, self.schedule = build_optimizer(self.ddp, options, total_steps)
+        self.gpt.config.finalize_model_grads_func = finalize_model_grads
+        self.gpt.config.grad_scale_func = self.optimizer.scale_loss
+
+    @torch.no_grad()
+    def forward(self, batch: PackedBatch) -> Outputs:
+        """The head's outputs for every token, without gradients.
+
+        Returns:
+            ``{"logprobs": [N], "entropy": [N]}`` or ``{"values": [N]}``, float32 on the CPU, on all ranks of
+            the replica. ``field[t]`` describes token t (it comes from the hidden state at t - 1) and is 0
+            where ``loss_mask`` is False.
+        """
+        batch = batch.with_fields(**{_INDEX: torch.arange(batch.num_tokens)})
+        parts = self._run(self.gpt, batch, _collect)
+        names = OUTPUTS[self.head]
+        outputs = torch.zeros(len(names), batch.num_tokens)
+        for index, part in parts:
+            outputs[:, index] = torch.stack([part[name] for name in names]).cpu()
+        if self.topology.pp > 1:
+            group = parallel_state.get_pipeline_model_parallel_group()
+            outputs = outputs.to(self.topology.device)
+            dist.broadcast(outputs, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+        return dict(zip(names, outputs.cpu(), strict=True))
+
+    def train_step(self, batch: PackedBatch, loss_fn: LossFunction) -> dict[str, float]:
+        """One optimizer step on the gradient of the global loss.
+
+        loss_fn: called with a micro-batch (on the model's device) and the head's outputs ``[n]``; returns its
+        part of the loss and statistics. The global loss is the sum of all parts over micro-batches and DP
+        replicas, so the function divides by the global counts in ``batch.counts`` itself. Statistics are
+        summed likewise.
+
+        Returns:
+            The statistics, ``loss``, ``grad_norm`` (before clipping) and ``lr``, the same on all ranks.
+        """
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        parts = self._run(self.ddp, batch, partial(_losses, loss_fn))
+        self.schedule.step(1)
+        _, grad_norm, _ = self.optimizer.step()
+        return {
+            **self._sum_over_ranks(parts),
+            "grad_norm": float(grad_norm),
+            "lr": learning_rate(self.optimizer),
+        }
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """HF name and whole tensor, on rank 0. The other ranks must iterate as well, and get nothing."""
+        yield from hf_weights.export(hf_weights.named_parameters(self.gpt), self.hf, self.topology)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that transformers loads; a critic's value head is in it as ``value_head.weight``."""
+        tensors = self.export()
+        if self.topology.is_main:
+            self.hf.dtype = self.dtype
+            write_folder(folder, self.hf, tensors, self.hf_path)
+        else:
+            for _ in tensors:
+                pass
+        self.topology.barrier()
+
+    def _run(self, model: torch.nn.Module, batch: PackedBatch, finish: Callable) -> list:
+        """All micro-batches through Megatron's schedule; on the last stage, what ``finish`` kept of each."""
+        split = micro_batches(batch, self.options.max_tokens_per_micro_batch)
+        # A generator, so that a micro-batch lives on the device only while it is worked on.
+        inputs = (self._prepare(batch.select(indices)) for indices in split)
+        return get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, finish),
+            data_iterator=inputs,
+            model=[model],
+            num_microbatches=len(split),
+            seq_length=1,  # the stages tell each other the true lengths
+            micro_batch_size=1,
+            forward_only=not torch.is_grad_enabled(),
+        )
+
+    def _prepare(self, batch: PackedBatch) -> tuple[PackedBatch, PackedSequences, Selection]:
+        device = self.topology.device
+        packed = PackedSequences.plan(batch.cu_seqlens, device, self.dtype)
+        return batch.to(device), packed, Selection.of(batch, device)
+
+    def _sum_over_ranks(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Statistics of the last stage's micro-batches, summed over them and over DP, on all ranks."""
+        sums: dict[str, float] = {}
+        if self.topology.is_last_stage:
+            names = list(parts[0])
+            values = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).sum(0)
+            dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+            sums = dict(zip(names, values.tolist(), strict=True))
+        if self.topology.pp == 1:
+            return sums
+        box = [sums]
+        group = parallel_state.get_pipeline_model_parallel_group()
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast_object_list(box, src=last, group=group)
+        return box[0]
+
+
+def _forward_step(finish: Callable, inputs: Iterator, model: torch.nn.Module) -> tuple:
+    batch, packed, selection = next(inputs)
+    return model(batch.tokens, packed, selection), partial(finish, batch)
+
+
+def _collect(batch: PackedBatch, outputs: Outputs) -> tuple:
+    """For Megatron's schedule: no loss, no tokens to divide by, and the outputs with their places."""
+    return batch[_INDEX].new_zeros(()), _NO_TOKENS, (batch[_INDEX].cpu(), outputs)
+
+
+def _losses(loss_fn: LossFunction, batch: PackedBatch, outputs: Outputs) -> tuple:
+    """For Megatron's schedule: the loss, no tokens to divide by, and the statistics."""
+    loss, statistics = loss_fn(batch, outputs)
+    statistics = {"loss": loss, **statistics}
+    return loss, _NO_TOKENS, {k: v.detach().double() for k, v in statistics.items()}
+
+
+_NO_TOKENS = torch.tensor(0, dtype=torch.int)  # Megatron divides the gradient by their sum where it is not 0
