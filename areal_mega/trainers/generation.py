@@ -1,0 +1,82 @@
+"""Rank 0's side of a run: the engine, the prompts, the verifier, and the new weights for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from areal_mega.config.options import PPOOptions
+from areal_mega.data import Prompt, Sample
+from areal_mega.data.jsonl import endless_batches, read_prompts
+from areal_mega.data.tokenizer import load_tokenizer
+from areal_mega.policy.model import MegatronModel
+from areal_mega.resharding.transport import FullWeightTransport
+from areal_mega.rewards import check_answers, judge
+from areal_mega.rollout.sampler import Sampler
+from areal_mega.rollout.server import SGLangServer
+
+
+class Generation:
+    """Prompts in, judged samples out, always from the weights that were published last."""
+
+    def __init__(self, options: PPOOptions, device: str, directory: Path) -> None:
+        """Read the data and start the engine; the first use waits until it answers. `close` ends it.
+
+        Raises:
+            UserError: a data set or the engine's options cannot be used.
+        """
+        self.options, self.version = options, 0
+        tokenizer = load_tokenizer(options.model.path)
+        limit = options.rollout.max_prompt_tokens
+        train = read_prompts(options.data.train, "data.train", tokenizer, limit)
+        check_answers(train, options.reward, "data.train")
+        self.held_out: list[Prompt] = []
+        if options.data.validation:
+            self.held_out = read_prompts(options.data.validation, "data.validation", tokenizer, limit)
+            check_answers(self.held_out, options.reward, "data.validation")
+        self._prompts: Iterator[list[Prompt]] = endless_batches(
+            train, options.rollout.prompts_per_step, options.data.shuffle, options.seed
+        )
+        self.server = SGLangServer(
+            options.model.path,
+            options.rollout,
+            dtype=options.model.dtype,
+            device=device,
+            seed=options.seed,
+            log_path=directory / "engine.log",
+        )
+        self._sampler = Sampler(self.server, tokenizer, options.rollout)
+        self._transport = FullWeightTransport(self.server)
+
+    def next_samples(self) -> list[Sample]:
+        """Judged samples of the next training prompts, a group for each prompt."""
+        rollout = self.options.rollout
+        return self._judged(next(self._prompts), rollout.samples_per_prompt, rollout.temperature)
+
+    def evaluate(self) -> list[Sample]:
+        """Judged samples of all held-out prompts."""
+        evaluation = self.options.evaluation
+        return self._judged(self.held_out, evaluation.samples, evaluation.temperature)
+
+    def publish(self, policy: MegatronModel, version: int) -> None:
+        """Bring the policy's weights into the engine as ``version``."""
+        self._transport.send(policy.export(), version)
+        self.version = version
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.server.close()
+
+    def _judged(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Sample]:
+        """Judged samples of the published weights.
+
+        Raises:
+            RuntimeError: the engine answered with other weights.
+        """
+        seed = self.options.seed * 1_000_003 + self.version
+        answers = self._sampler.generate(prompts, samples, temperature, seed)
+        versions = {v for a in answers for v, generated in zip(a.versions, a.loss_mask, strict=True) if generated}
+        if versions - {self.version}:
+            raise RuntimeError(f"the engine sampled with weights {sorted(versions)}, expected {self.version}")
+        judge(answers, self.options.reward)
+        return answers

@@ -1,0 +1,219 @@
+"""PPO with a critic, and critic-free GRPO: the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from areal_mega.algorithms.kl import kl_estimate
+from areal_mega.algorithms.losses import PolicyLoss, ValueLoss
+from areal_mega.config.options import OptimizerOptions, PPOOptions
+from areal_mega.data import PackedBatch, Sample
+from areal_mega.policy.gpt import Head
+from areal_mega.policy.model import MegatronModel
+from areal_mega.policy.spec import read_config
+from areal_mega.runtime.distributed import Topology
+from areal_mega.telemetry.journal import Journal
+from areal_mega.telemetry.progress import ProgressDisplay
+from areal_mega.telemetry.timers import PhaseTimers
+from areal_mega.trainers import report
+from areal_mega.trainers.experience import (
+    Share,
+    add_gae,
+    add_group_advantages,
+    pack_samples,
+    policy_loss_options,
+    share_of,
+)
+from areal_mega.trainers.generation import Generation
+
+
+class PPOTrainer:
+    """One run. All ranks train; rank 0 has a ``generation`` as well."""
+
+    def __init__(self, options: PPOOptions, topology: Topology, directory: Path, generation: Generation | None) -> None:
+        self.options, self.topology, self.directory = options, topology, directory
+        self.generation = generation
+        self.timers = PhaseTimers()
+        self.journal = Journal(directory, options.telemetry.tensorboard) if topology.is_main else None
+        self.display = ProgressDisplay(
+            options.experiment,
+            options.steps,
+            report.PPO_COLUMNS,
+            enabled=topology.is_main,
+            live=options.telemetry.progress,
+        )
+        self._build_models()
+        self._build_losses()
+
+    def _build_models(self) -> None:
+        o, a = self.options, self.options.algorithm
+
+        def model(path: str, head: Head, optimizer: OptimizerOptions | None = None, updates: int = 0) -> MegatronModel:
+            return MegatronModel(
+                self.topology,
+                path,
+                o.policy,
+                dtype=o.model.dtype,
+                optimizer=optimizer,
+                head=head,
+                temperature=o.rollout.temperature,
+                total_steps=updates,
+                seed=o.seed,
+            )
+
+        self.policy = model(o.model.path, "logprob", o.policy.optimizer, o.policy_updates)
+        self.reference = model(o.model.path, "logprob") if a.use_reference else None
+        self.critic = None
+        if a.advantage == "gae":
+            self.critic = model(o.critic.path or o.model.path, "value", o.critic.optimizer, o.critic_updates)
+
+    def _build_losses(self) -> None:
+        a = self.options.algorithm
+        self.policy_loss = PolicyLoss(policy_loss_options(a))
+        self.value_loss = ValueLoss(a.value_clip)
+
+    def run(self, started: float) -> None:
+        """Evaluate, train, save, evaluate, report: an engine that fails at the end does not cost the model.
+
+        started: `time.perf_counter` when the run began.
+        """
+        steps, every = self.options.steps, self.options.evaluation.every
+        with self.display:
+            before = self.evaluate(0)
+            self.display.say(f"accuracy before training: {report.percent(before)}")
+            rl_started = time.perf_counter()
+            for step in range(1, steps + 1):
+                self.step(step)
+                if every and step % every == 0 and step < steps:
+                    self.evaluate(step)
+            rl_seconds = time.perf_counter() - rl_started
+            if self.options.save:
+                self.policy.save(self.directory / "model")
+            after = self.evaluate(steps)
+        self.finish(before, after, time.perf_counter() - started, rl_seconds)
+
+    def step(self, step: int) -> None:
+        """Generate, score, train, publish: afterwards the engine has the new weights."""
+        with self.timers.phase("rollout"):
+            samples = self.generation.next_samples() if self.generation else []
+            batch = self.topology.broadcast(pack_samples(samples) if samples else None)
+        with self.timers.phase("score"):
+            share, metrics = self.score(batch, step)
+        with self.timers.phase("train"):
+            metrics |= self.update(share, step)
+        with self.timers.phase("sync"):
+            self.publish(step)
+        self.report(step, samples, metrics)
+
+    def score(self, batch: PackedBatch, step: int) -> tuple[Share, dict[str, float]]:
+        """This replica's share of the batch with log-probs, values and advantages; and their metrics."""
+        t, a = self.topology, self.options.algorithm
+        if a.advantage == "grpo":
+            batch = add_group_advantages(batch, a)
+        share = share_of(batch, a.mini_batches, t.dp_rank, t.dp, self.options.seed * 1_000_003 + step)
+        share = share.with_fields(proximal_logprobs=self.policy.forward(share.batch)["logprobs"])
+        if self.reference:
+            share = share.with_fields(reference_logprobs=self.reference.forward(share.batch)["logprobs"])
+        if self.critic:
+            share = share.with_fields(values=self.critic.forward(share.batch)["values"])
+            share = replace(share, batch=add_gae(share.batch, a, t.sum_over_dp))
+        return share, self._score_metrics(share)
+
+    def update(self, share: Share, step: int) -> dict[str, float]:
+        """All optimizer steps on the share; the mean of their statistics."""
+        a = self.options.algorithm
+        collected: list[dict[str, float]] = []
+        for _ in range(a.epochs):
+            for index in range(a.mini_batches):
+                batch = share.mini_batch(index, a.aggregation)
+                stats: dict[str, float] = {}
+                if self.critic:
+                    result = self.critic.train_step(batch, self.value_loss)
+                    stats |= {f"critic/{k}": v for k, v in result.items()}
+                if step > self.options.critic.warmup_steps:
+                    result = self.policy.train_step(batch, self.policy_loss)
+                    stats |= {f"policy/{k}": v for k, v in result.items()}
+                collected.append(stats)
+        return {k: sum(s[k] for s in collected) / len(collected) for k in collected[0]}
+
+    def publish(self, version: int) -> None:
+        """The policy's weights go into the engine; the other ranks take part in gathering them."""
+        if self.generation:
+            self.generation.publish(self.policy, version)
+        else:
+            for _ in self.policy.export():
+                pass
+
+    def evaluate(self, step: int) -> list[Sample]:
+        """Judged samples of the held-out prompts, on the main rank; the journal gets their accuracy."""
+        if self.journal is None or self.generation is None or not self.generation.held_out:
+            return []
+        samples = self.generation.evaluate()
+        self.journal.write(step, report.evaluation_metrics(samples))
+        return samples
+
+    def _score_metrics(self, share: Share) -> dict[str, float]:
+        """Train/engine mismatch over all tokens of all replicas, and the KL to the reference."""
+        batch = share.batch
+        mask = batch["loss_mask"]
+        difference = (batch["proximal_logprobs"] - batch["behavior_logprobs"])[mask].double().abs()
+        sums = [torch.tensor(float(mask.sum())).double(), difference.sum()]
+        if self.reference:
+            kl = kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], "k3")
+            sums.append(kl[mask].double().sum())
+        totals = self.topology.sum_over_dp(torch.stack(sums))
+        means = (totals[1:] / totals[0].clamp(min=1)).tolist()
+        metrics = {"mismatch/mean": means[0], "mismatch/max": self._largest(difference)}
+        return metrics | ({"policy/reference_kl": means[1]} if self.reference else {})
+
+    def _largest(self, x: Tensor) -> float:
+        return float(self.topology.max_over_dp(x.max() if x.numel() else torch.zeros(()).double()))
+
+    def report(self, step: int, samples: Sequence[Sample], metrics: dict[str, float]) -> None:
+        """Show and write the step's metrics."""
+        if self.journal is None:
+            return
+        metrics |= self.timers.pop()
+        metrics |= report.sample_metrics(samples, metrics["time/step"])
+        self.journal.write(step, metrics)
+        self.display.step(step, metrics)
+
+    def finish(self, before: list[Sample], after: list[Sample], seconds: float, rl_seconds: float) -> None:
+        """Leave summary, plot and sampled answers in the run directory."""
+        if self.journal is None:
+            return
+        self.journal.close()
+        report.finish_ppo(
+            self.options,
+            self.directory,
+            self.journal.rows,
+            before,
+            after,
+            model_path=self.directory / "model" if self.options.save else None,
+            seconds_total=seconds,
+            seconds_rl=rl_seconds,
+            display=self.display,
+        )
+
+
+def run(options: PPOOptions, topology: Topology, directory: Path) -> None:
+    """A whole run; the engine is stopped however it ends.
+
+    Raises:
+        UserError: a model folder, a data set or an option cannot be used.
+    """
+    started = time.perf_counter()
+    read_config(options.model.path)
+    if options.critic.path:
+        read_config(options.critic.path)
+    device = topology.device.type
+    with closing(Generation(options, device, directory)) if topology.is_main else nullcontext() as generation:
+        topology.barrier()  # reading the data may take long
+        PPOTrainer(options, topology, directory, generation).run(started)

@@ -1,0 +1,144 @@
+"""What a run shows while it goes on and leaves behind when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from areal_mega.config.options import CommonOptions, PPOOptions
+from areal_mega.data import Sample
+from areal_mega.data.jsonl import write_lines
+from areal_mega.runtime.run_directory import write_summary
+from areal_mega.telemetry.journal import Row
+from areal_mega.telemetry.plot import plot_run
+from areal_mega.telemetry.progress import Column, ProgressDisplay
+
+PPO_COLUMNS = [
+    Column("reward", "rollout/reward"),
+    Column("accuracy", "rollout/accuracy"),
+    Column("length", "rollout/response_length", "{:.1f}"),
+    Column("entropy", "policy/entropy"),
+    Column("clipped", "policy/clip_fraction"),
+    Column("mismatch", "mismatch/mean", "{:.1e}"),
+    Column("tok/s", "step/tokens_per_second", "{:.0f}"),
+    Column("seconds", "time/step", "{:.1f}"),
+]
+SFT_COLUMNS = [
+    Column("loss", "sft/loss"),
+    Column("entropy", "sft/entropy"),
+    Column("grad norm", "sft/grad_norm"),
+    Column("lr", "sft/lr", "{:.1e}"),
+    Column("tok/s", "sft/tokens_per_second", "{:.0f}"),
+    Column("seconds", "time/step", "{:.2f}"),
+]
+PPO_PANELS = [
+    ("accuracy (sampled; held-out)", ["rollout/accuracy", "evaluation/accuracy"]),
+    ("response length (tokens)", ["rollout/response_length"]),
+    ("entropy", ["policy/entropy"]),
+    ("clip fraction", ["policy/clip_fraction"]),
+    ("train/engine |d log-prob|", ["mismatch/mean", "mismatch/max"]),
+    ("seconds by phase", ["time/rollout", "time/score", "time/train", "time/sync"]),
+]
+SFT_PANELS = [("loss", ["sft/loss"]), ("entropy", ["sft/entropy"]), ("gradient norm", ["sft/grad_norm"])]
+
+
+def accuracy(samples: Sequence[Sample]) -> float | None:
+    """Share of right answers; None without samples."""
+    return sum(s.correct for s in samples) / len(samples) if samples else None
+
+
+def evaluation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """The accuracy as a metric, where there is one."""
+    share = accuracy(samples)
+    return {} if share is None else {"evaluation/accuracy": share}
+
+
+def percent(samples: Sequence[Sample]) -> str:
+    """The accuracy for a reader."""
+    share = accuracy(samples)
+    return "not measured" if share is None else f"{share:.1%} of {len(samples)} held-out answers"
+
+
+def sample_metrics(samples: Sequence[Sample], seconds: float) -> dict[str, float]:
+    """Means over the samples of a step, and its prompt and response tokens per second of the whole step."""
+    n = len(samples)
+    return {
+        "rollout/reward": sum(s.reward for s in samples) / n,
+        "rollout/accuracy": sum(s.correct for s in samples) / n,
+        "rollout/response_length": sum(s.response_length for s in samples) / n,
+        "rollout/truncated": sum(s.truncated for s in samples) / n,
+        "step/tokens_per_second": sum(len(s.tokens) for s in samples) / seconds,
+    }
+
+
+def finish_ppo(
+    options: PPOOptions,
+    directory: Path,
+    rows: Sequence[Row],
+    before: list[Sample],
+    after: list[Sample],
+    *,
+    model_path: Path | None,
+    seconds_total: float,
+    seconds_rl: float,
+    display: ProgressDisplay,
+) -> None:
+    """Write sampled answers, summary and plot, then print them."""
+    shown = options.evaluation.show
+    answers = [{"when": "before", **_answer(s)} for s in before[:shown]]
+    answers += [{"when": "after", **_answer(s)} for s in after[:shown]]
+    write_lines(directory / "samples.jsonl", answers)
+    mismatches = [m for r in rows if (m := r.get("mismatch/mean")) is not None]
+    summary = {
+        "experiment": options.experiment,
+        "seed": options.seed,
+        "steps": options.steps,
+        "accuracy_before": accuracy(before),
+        "accuracy_after": accuracy(after),
+        "seconds_total": round(seconds_total, 2),
+        "seconds_rl": round(seconds_rl, 2),
+        "mismatch_mean": sum(mismatches) / len(mismatches) if mismatches else None,
+        "model_path": str(model_path) if model_path else None,
+    }
+    lines = []
+    for b, a in list(zip(before, after, strict=True))[:shown]:
+        lines.append(f"  {b.prompt.metadata.get('question', b.prompt.text)!r}")
+        lines.append(f"      right {b.prompt.answer!r}   before {b.text!r}   after {a.text!r}")
+    lines.append(f"held-out accuracy: {percent(before)} before, {percent(after)} after")
+    title = f"{options.experiment}, seed {options.seed}: {percent(before)} → {percent(after)}"
+    finish(options, directory, rows, summary, display, panels=PPO_PANELS, title=title, lines=lines)
+
+
+def finish(
+    options: CommonOptions,
+    directory: Path,
+    rows: Sequence[Row],
+    summary: dict[str, Any],
+    display: ProgressDisplay,
+    *,
+    panels: Sequence[tuple[str, Sequence[str]]],
+    title: str,
+    lines: Sequence[str] = (),
+) -> None:
+    """Write the summary, then the plot, then say ``lines`` and where everything is; the summary is printed last."""
+    path = write_summary(directory, summary)
+    if options.telemetry.plot:
+        try:
+            plot_run(directory / "curves.png", rows, panels, title)
+        except Exception as error:  # a run that worked does not fail for want of a font or of room for a picture
+            display.say(f"curves.png could not be drawn: {error}")
+    for line in lines:
+        display.say(line)
+    display.say(f"run directory: {directory} (also {Path(options.output) / 'latest'})")
+    display.say(path.read_text().rstrip())
+
+
+def _answer(sample: Sample) -> dict[str, Any]:
+    return {
+        "prompt": sample.prompt.text,
+        "answer": sample.prompt.answer,
+        "response": sample.text,
+        "correct": sample.correct,
+        "finish_reason": sample.finish_reason,
+    }

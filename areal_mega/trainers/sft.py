@@ -1,0 +1,98 @@
+"""Supervised fine-tuning: the same policy and packing, loss on the answers only."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from areal_mega.algorithms.losses import sft_loss
+from areal_mega.config.options import SFTOptions
+from areal_mega.data import PackedBatch
+from areal_mega.data.jsonl import endless_batches, read_answers
+from areal_mega.data.tokenizer import load_tokenizer
+from areal_mega.policy.model import MegatronModel
+from areal_mega.policy.spec import read_config
+from areal_mega.runtime.distributed import Topology
+from areal_mega.telemetry.journal import Journal
+from areal_mega.telemetry.progress import ProgressDisplay
+from areal_mega.telemetry.timers import PhaseTimers
+from areal_mega.trainers import report
+from areal_mega.trainers.experience import share_of
+
+
+def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
+    """A whole run: read, train, save, report."""
+    started = time.perf_counter()
+    read_config(options.model.path)
+    tokenizer = load_tokenizer(options.model.path)
+    sequences = read_answers(options.data.train, "data.train", tokenizer, options.max_tokens)
+    held_out = []
+    if options.data.validation:
+        held_out = read_answers(options.data.validation, "data.validation", tokenizer, options.max_tokens)
+    batches = endless_batches(sequences, options.sequences_per_step, options.data.shuffle, options.seed)
+    policy = MegatronModel(
+        topology,
+        options.model.path,
+        options.policy,
+        dtype=options.model.dtype,
+        optimizer=options.policy.optimizer,
+        head="logprob",
+        total_steps=options.steps,
+        seed=options.seed,
+    )
+    journal = Journal(directory, options.telemetry.tensorboard) if topology.is_main else None
+    timers = PhaseTimers()
+    display = ProgressDisplay(
+        options.experiment,
+        options.steps,
+        report.SFT_COLUMNS,
+        enabled=topology.is_main,
+        live=options.telemetry.progress,
+    )
+    before = held_out_loss(policy, held_out, topology)
+    with display:
+        for step in range(1, options.steps + 1):
+            with timers.phase("train"):
+                batch = PackedBatch.pack(next(batches))
+                share = share_of(batch, 1, topology.dp_rank, topology.dp, seed=step)
+                result = policy.train_step(share.mini_batch(0, "token-mean"), sft_loss)
+            if journal:
+                metrics = {f"sft/{k}": v for k, v in result.items()} | timers.pop()
+                metrics["sft/tokens_per_second"] = batch.num_tokens / metrics["time/step"]
+                journal.write(step, metrics)
+                display.step(step, metrics)
+    after = held_out_loss(policy, held_out, topology)
+    if options.save:
+        policy.save(directory / "model")
+    if journal is None:
+        return
+    journal.close()
+    summary = {
+        "experiment": options.experiment,
+        "seed": options.seed,
+        "steps": options.steps,
+        "loss": journal.rows[-1]["sft/loss"],
+        "held_out_loss_before": before,
+        "held_out_loss_after": after,
+        "seconds_total": round(time.perf_counter() - started, 2),
+        "model_path": str(directory / "model") if options.save else None,
+    }
+    report.finish(
+        options, directory, journal.rows, summary, display, panels=report.SFT_PANELS, title=options.experiment
+    )
+
+
+def held_out_loss(policy: MegatronModel, sequences: list[dict[str, list]], topology: Topology) -> float | None:
+    """Mean negative log-likelihood of the answer tokens of all sequences; None without sequences."""
+    if not sequences:
+        return None
+    sums = torch.zeros(2, dtype=torch.float64)
+    mine = sequences[topology.dp_rank :: topology.dp]
+    if mine:
+        batch = PackedBatch.pack(mine)
+        logprobs = policy.forward(batch)["logprobs"]
+        sums = torch.stack([-logprobs.double().sum(), batch["loss_mask"].double().sum()])
+    total, tokens = topology.sum_over_dp(sums).tolist()
+    return total / tokens

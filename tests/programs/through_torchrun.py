@@ -1,0 +1,8 @@
+"""A training run as the tools start it, so that Ctrl-C reaches a Python process above torchrun as well."""
+
+import sys
+
+from areal_mega.runtime.torchrun import torchrun
+
+if __name__ == "__main__":
+    sys.exit(torchrun("train_ppo.py", *sys.argv[1:]))

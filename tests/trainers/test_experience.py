@@ -1,0 +1,65 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from areal_mega.config.options import AlgorithmOptions
+from areal_mega.data import Prompt, Sample
+from areal_mega.trainers.experience import add_gae, add_group_advantages, pack_samples, share_of
+
+
+def sample(prompt, response, reward=0.0, group=0):
+    n = prompt + response
+    return Sample(
+        prompt=Prompt("1", [1] * prompt, "?", "7"),
+        group=group,
+        tokens=list(range(n)),
+        loss_mask=[t >= prompt for t in range(n)],
+        behavior_logprobs=[-float(t) if t >= prompt else 0.0 for t in range(n)],
+        versions=[0 if t >= prompt else -1 for t in range(n)],
+        finish_reason="stop",
+        text="7",
+        reward=reward,
+    )
+
+
+def test_samples_are_packed_with_the_engine_s_facts():
+    batch = pack_samples([sample(2, 1, reward=1.0), sample(1, 2, reward=0.5, group=1)])
+    assert batch.tokens.tolist() == [0, 1, 2, 0, 1, 2]
+    assert batch["loss_mask"].tolist() == [False, False, True, False, True, True]
+    assert batch["behavior_logprobs"].tolist() == [0, 0, -2, 0, -1, -2]
+    assert batch["reward"].tolist() == [1.0, 0.5] and batch["group"].tolist() == [0, 1]
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.randoms())
+def test_shares_of_all_ranks_make_the_batch_with_the_same_global_counts(count, ranks, rng):
+    samples = [sample(rng.randint(1, 4), rng.randint(1, 9)) for _ in range(count * ranks * 2)]
+    batch = pack_samples(samples)
+    shares = [share_of(batch, count, r, ranks, seed=5) for r in range(ranks)]
+    assert sum(s.batch.num_tokens for s in shares) == batch.num_tokens
+    assert all(s.counts == shares[0].counts for s in shares)
+    for m in range(count):
+        parts = [s.mini_batch(m, "token-mean") for s in shares]
+        assert sum(float(p["loss_mask"].sum()) for p in parts) == shares[0].counts[m]["tokens"]
+        assert sum(float(p["loss_weight"].sum()) for p in parts) == pytest.approx(1.0)
+
+
+def test_group_advantages_reach_the_generated_tokens_only():
+    batch = pack_samples([sample(1, 2, 1.0), sample(1, 1, 0.0)])
+    advantages = add_group_advantages(batch, AlgorithmOptions(group_std=False))["advantages"]
+    assert advantages.tolist() == [0, 0.5, 0.5, 0, -0.5]
+
+
+def test_gae_with_kl_as_reward():
+    batch = pack_samples([sample(1, 2, reward=1.0)]).with_fields(
+        values=torch.tensor([0.0, 0.2, 0.4]),
+        proximal_logprobs=torch.tensor([0.0, -1.0, -2.0]),
+        reference_logprobs=torch.tensor([0.0, -1.5, -1.0]),
+    )
+    options = AlgorithmOptions(
+        gamma=1.0, gae_lambda=1.0, kl_coef=0.1, kl_in="reward", kl_estimator="k1", normalize_advantages=False
+    )
+    scored = add_gae(batch, options, lambda x: x)
+    # Rewards -0.1 * 0.5 and 1 - 0.1 * (-1); with gamma = lambda = 1 the return is what is still to come.
+    assert scored["returns"].tolist() == pytest.approx([0.0, -0.05 + 1.1, 1.1])
+    assert scored["advantages"].tolist() == pytest.approx([0.0, 1.05 - 0.2, 1.1 - 0.4])

@@ -1,0 +1,116 @@
+"""From nothing to a model that has learned: ``make quickstart``, or python tools/quickstart.py [option=value ...]
+
+1. Writes problems, a corpus (a textbook, then a careless pupil), a small tokenizer and a random Qwen3-shaped model.
+2. Fine-tunes the model on the corpus (tools/train_sft.py): now it calculates as carelessly as the pupil.
+3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates.
+
+Steps 1 and 2 are kept in .cache/quickstart and done once. All arguments go to step 3.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from areal_mega.runtime.torchrun import torchrun
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".cache" / "quickstart"
+HELD_OUT = 256
+TEXTBOOK_LINES = 102_400
+PUPIL_LINES = 10_240
+SLIP_RATE = 0.75
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def main() -> int:
+    os.chdir(ROOT)
+    if not (FOLDER / "base").exists():
+        print("quickstart: writing problems, tokenizer and a random model ...", flush=True)
+        make_inputs()
+        print("quickstart: fine-tuning the base model on a careless pupil's answers ...", flush=True)
+        status = make_base()
+        if status:
+            return status
+    arguments = sys.argv[1:]
+    if not any(a.startswith("+experiment=") for a in arguments):
+        arguments = ["+experiment=quickstart", *arguments]
+    print(f"quickstart: training with {' '.join(arguments)} ...", flush=True)
+    return torchrun("train_ppo.py", *arguments)
+
+
+def make_inputs() -> None:
+    """Data sets, tokenizer and the random model."""
+    from areal_mega.data import arithmetic
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    train, held_out = arithmetic.problems(seed=0, held_out=HELD_OUT)
+    arithmetic.write_prompts(FOLDER / "train.jsonl", train)
+    arithmetic.write_prompts(FOLDER / "held_out.jsonl", held_out)
+    chapters = [(TEXTBOOK_LINES, 0.0), (PUPIL_LINES, SLIP_RATE)]
+    arithmetic.write_corpus(FOLDER / "corpus.jsonl", train, chapters, seed=0)
+    make_random_model(FOLDER / "random", [p.question for p in train[:1000]])
+
+
+def make_random_model(folder: Path, texts: list[str]) -> None:
+    """A Qwen3-shaped model of 1.3 million parameters with a tokenizer of its own."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    bpe = Tokenizer(models.BPE())
+    # Digits stay single tokens; everything else may merge across words, so a question is a dozen tokens.
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>", chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.save_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=160,
+        intermediate_size=480,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=40,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+
+
+def make_base() -> int:
+    """Fine-tune the random model; the result becomes the base model of the quickstart experiments."""
+    output = FOLDER / "sft"
+    for leftover in (output, FOLDER / ".base"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    where = f"output={output.relative_to(ROOT)}"
+    status = torchrun("train_sft.py", "+experiment=quickstart-sft", where, "run_name=base")
+    if status == 0:
+        shutil.copytree(output / "base" / "model", FOLDER / ".base")
+        (FOLDER / ".base").rename(FOLDER / "base")
+    return status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
