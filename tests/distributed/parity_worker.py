@@ -1,4 +1,4 @@
-"""Started by torchrun under one layout: measures how far our model is from transformers in a single process.
+"""Started by torchrun under one layout: measures how far our model is from transformers in one process, in float64.
 
 Rank 0 writes the largest deviations, by check and model family, as JSON. `test_parity` judges them.
 """
@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def main(out: str, tensor: str, pipeline: str) -> None:
 
 def measure(topology: Topology, path: Path) -> dict[str, float]:
     """All deviations of one family."""
-    hf = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").train()
+    hf = exact(AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")).train()
     batch = make_batch()
     share = batch.select(shares(topology.dp)[topology.dp_rank])
     return {
@@ -68,6 +69,19 @@ def measure(topology: Topology, path: Path) -> dict[str, float]:
         **critic_deviations(topology, path, hf, batch, share),
         **optimizer_deviations(topology, path, hf, batch, share),
     }
+
+
+def exact(hf: PreTrainedModel) -> PreTrainedModel:
+    """The model in float64, so that rounding is ours alone; its norms would go back to float32."""
+    for module in hf.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(rms_norm, module)  # type: ignore[method-assign]
+    return hf.double()
+
+
+def rms_norm(module: torch.nn.Module, hidden: Tensor) -> Tensor:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return torch.nn.functional.rms_norm(hidden, weight.shape, weight, module.variance_epsilon)
 
 
 def make_batch() -> PackedBatch:
@@ -128,7 +142,7 @@ def critic_deviations(
     found: dict[str, float] = {}
     expected = values.new_zeros(())
     if topology.is_main:
-        head = torch.nn.Linear(hf.config.hidden_size, 1, bias=False)
+        head = torch.nn.Linear(hf.config.hidden_size, 1, bias=False).double()
         head.weight.data.copy_(weights["value_head.weight"])
         hf.value_head = head
         outputs = {"values": hf_values(hf, batch)}
