@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -27,24 +28,44 @@ def choose(
     """The implementation of an operation for tensors on a device.
 
     operation: its name, for messages. implementations: the operation's backends by name. requested: the name
-    of a backend; empty: ``AREAL_MEGA_OPS_BACKEND``, or where that is not set, the best one for the device.
+    of a backend; empty: ``AREAL_MEGA_OPS_BACKEND``, or where that is not set, the best one for the device that was
+    built.
 
-    Raises ValueError for a backend that does not exist, that the operation does not have, or that cannot run
-    on the device.
+    Raises ValueError for a backend that does not exist, that the operation does not have, that cannot run on the
+    device, or that was not built.
     """
     able = _PREFERENCE.get(device.type, ("reference",))
     if device.type == "cpu" and interpreting():
         able = (*able, "triton")
     usable = [name for name in able if name in implementations]
     origin = "backend" if requested else VARIABLE
-    name = requested or os.environ.get(VARIABLE) or usable[0]
+    name = requested or os.environ.get(VARIABLE) or next(x for x in usable if _is_built(x))
     if name not in BACKENDS:
         raise ValueError(f"{origin}={name} is not a backend: expected one of {', '.join(BACKENDS)}")
     if name not in usable:
         raise ValueError(
             f"{origin}={name}: {operation} has no such backend for tensors on {device.type}, only {', '.join(usable)}"
         )
+    if not _is_built(name):
+        raise ValueError(
+            f"{origin}={name}: areal_mega._C was built without CUDA kernels. Build it with AREAL_MEGA_CUDA=1 in the "
+            "environment, where nvcc is"
+        )
     return implementations[name]
+
+
+def _is_built(name: str) -> bool:
+    return name != "cuda" or bool(cuda_architectures())
+
+
+@cache
+def cuda_architectures() -> tuple[str, ...]:
+    """Compute capabilities that ``areal_mega._C`` has CUDA kernels for, such as ``("80", "90")``; empty: it has none."""
+    try:
+        kernels = getattr(compiled_module(), "cuda", None)
+    except ImportError:
+        return ()
+    return tuple(kernels.architectures.split(",")) if kernels else ()
 
 
 def compiled_module() -> ModuleType:
