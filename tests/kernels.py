@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from cuda_emulation import emulated
+
 from areal_mega import _C
 from areal_mega.ops import native
 
@@ -13,11 +15,14 @@ Kernel = Callable[..., Any]
 
 
 def kernels_of(operation: Callable, *backends: str) -> dict[str, Kernel]:
-    """By name: the operation with each backend, and with each instruction set of this CPU for ``cpp``."""
+    """By name: the operation with each backend, with each instruction set of this CPU for ``cpp``, and ``cuda``
+    emulated."""
     found: dict[str, Kernel] = {}
     for backend in backends:
         if backend == "cpp":
             found |= {f"cpp-{isa}": partial(_with_isa, operation, isa) for isa in _C.available_isas()}
+        elif backend == "cuda":
+            found["cuda-emulated"] = emulated(operation)
         else:
             found[backend] = partial(operation, backend=backend)
     return found

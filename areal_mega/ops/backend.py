@@ -60,7 +60,7 @@ def _is_built(name: str) -> bool:
 
 @cache
 def cuda_architectures() -> tuple[str, ...]:
-    """Compute capabilities that ``areal_mega._C`` has CUDA kernels for, such as ``("80", "90")``; empty: it has none."""
+    """The compute capabilities that areal_mega._C has CUDA kernels for, such as ``("80", "90")``; empty: none."""
     try:
         kernels = getattr(compiled_module(), "cuda", None)
     except ImportError:

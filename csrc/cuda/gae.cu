@@ -98,7 +98,7 @@ template <typename T>
 __device__ Chunk<T> own_chunk(const Tile<T>& tile, T (&shared)[2][kStaged]) {
     const int lane = lane_index();
     unsigned word = 0;  // of lane i: which of the tokens that were read in turn i are valid
-    __syncwarp();       // the last tile has been written
+    __syncwarp();       // the last tile's chunks have been taken
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
         shared[0][staged(i * kWarp + lane)] = tile.rewards[i];

@@ -156,7 +156,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
     const std::function<void()> call = [=] { kernel(arguments...); };
     emulation::warp.kernel = &call;
     for (blockIdx.x = 0; blockIdx.x < config->gridDim.x; ++blockIdx.x) {

@@ -14,8 +14,8 @@ from torch import Tensor
 from areal_mega import ops
 from areal_mega.ops import Piece, PieceTable
 
-PACK = kernels_of(ops.pack_pieces, "reference", "cpp")
-UNPACK = kernels_of(ops.unpack_pieces, "reference", "cpp")
+PACK = kernels_of(ops.pack_pieces, "reference", "cpp", "cuda")
+UNPACK = kernels_of(ops.unpack_pieces, "reference", "cpp", "cuda")
 each_pair = pytest.mark.parametrize(("pack", "unpack"), zip(PACK.values(), UNPACK.values(), strict=True), ids=PACK)
 
 DTYPES = [torch.uint8, torch.bool, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
