@@ -41,8 +41,8 @@ def cpu(kernel: str, **arguments: Argument) -> None:
 def cuda(kernel: str, **arguments: Argument) -> None:
     """Start a kernel of areal_mega._C.cuda on the current stream of the tensors' device. Does not wait for it.
 
-    kernel, arguments: as for `cpu`. The tensors may be let go of when this returns: what torch's allocator puts in
-    their place is used on the same stream, later.
+    kernel, arguments: as for `cpu`. The tensors may be let go of when this returns, as with torch's own operations:
+    the allocator gives their memory to work that comes later on the stream.
 
     Raises ValueError for a tensor that is not contiguous memory on the CUDA device of the first one.
     """

@@ -171,7 +171,7 @@ __global__ void copy_pieces_kernel(PieceArguments x, int64_t bytes_per_warp) {
     const int64_t last = first + bytes_per_warp < x.total ? first + bytes_per_warp : x.total;
     int64_t index = last_at_most(x.count, first, [&](int64_t i) { return x.rows[i].before; });
     for (; first < last; ++index) {
-        const PieceRow& row = x.rows[index];
+        const PieceRow row = x.rows[index];
         const Pair begin = {x.addresses[row.tensor] + row.tensor_offset, x.buffer + row.buffer_offset};
         const int64_t row_end = index + 1 < x.count ? x.rows[index + 1].before : x.total;
         const int64_t end = row_end < last ? row_end : last;
