@@ -37,7 +37,8 @@ _FLAGS = [
 def emulation() -> ModuleType:
     """The module of module.cpp, compiled again if a source is newer."""
     path = _ROOT / "build" / f"emulated-{sys.implementation.cache_tag}.so"
-    sources = [*_HERE.glob("*.*"), *(_ROOT / "csrc").rglob("*.*")]
+    folders = [_HERE, *(_ROOT / "csrc" / folder for folder in ("", "cuda", "bindings", "bindings/cuda"))]
+    sources = [source for folder in folders for source in folder.glob("*.*")]
     if not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         path.parent.mkdir(exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}")

@@ -15,11 +15,11 @@ from torch import Tensor
 from areal_mega import ops
 from areal_mega.ops import Piece, PieceTable, backend, native
 
-needs_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and backend.cuda_architectures()),
-    reason="needs a CUDA device, and areal_mega._C with CUDA kernels",
+HAS_GPU = torch.cuda.is_available() and bool(backend.cuda_architectures())
+each_device = pytest.mark.parametrize(
+    "device", ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_GPU else [])]
 )
-each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device, and areal_mega._C with CUDA kernels")
 
 
 def with_cuda_kernels(operation: Callable, device: str) -> Callable:
