@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from areal_mega.ops import native
-from areal_mega.ops.backend import choose
+from areal_mega.ops.backend import choose, compiled_module
 from areal_mega.ops.checks import check_bounds, check_cu_seqlens, check_like
 from areal_mega.ops.reference.gae import gae as reference_gae
 
@@ -40,11 +40,13 @@ def gae(
     cu_seqlens: ``[B + 1]`` int32 or int64, from 0 to N. gamma, lam: in [0, 1]; lam may be ``[B]``, one for each
     sequence (see `length_adaptive_lambda`). loss_mask: ``[N]`` bool; None: all True. bootstrap: ``[B]``, the value
     after a truncated sequence; None: 0. critic_lam: the lambda of the A in ``returns``, in [0, 1] (decoupled GAE, Yuan
-    et al., 2025, arXiv:2503.01491); None: lam. backend: ``cpp`` or ``reference``; empty: see
+    et al., 2025, arXiv:2503.01491); None: lam. backend: ``cpp``, ``cuda`` or ``reference``; empty: see
     `areal_mega.ops.backend.choose`.
 
-    Returns ``advantages [N], returns [N]``; they are constants of the loss, no gradient flows through them.
-    Raises ValueError for shapes, dtypes, devices or numbers other than these.
+    Returns ``advantages [N], returns [N]``; they are constants of the loss, no gradient flows through them. With each
+    backend they are the same, bit for bit, in every run and whatever sequences stand beside a sequence.
+    Raises ValueError for shapes, dtypes, devices or numbers other than these; on a GPU the values of cu_seqlens and of
+    a tensor lam are not checked, which would wait for it.
     """
     lams = lam.detach() if isinstance(lam, Tensor) else None
     number = 0.0 if isinstance(lam, Tensor) else lam
@@ -95,7 +97,7 @@ def _check(
             raise ValueError(f"{name} is {number}: expected a number in [0, 1]")
 
 
-def _cpp(
+def _arguments(
     rewards: Tensor,
     values: Tensor,
     cu_seqlens: Tensor,
@@ -105,29 +107,43 @@ def _cpp(
     critic_lam: float | None,
     loss_mask: Tensor | None,
     bootstrap: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Any]:
+    """What the compiled kernels take, the results among them."""
     advantages = torch.empty_like(rewards, memory_format=torch.contiguous_format)
-    returns = torch.empty_like(advantages)
-    native.cpu(
-        f"gae_{native.suffix(rewards.dtype)}",
-        rewards=rewards.contiguous(),
-        values=values.contiguous(),
-        cu_seqlens=cu_seqlens.contiguous(),
-        loss_mask=None if loss_mask is None else loss_mask.contiguous(),
-        bootstrap=None if bootstrap is None else bootstrap.contiguous(),
-        lams=None if lams is None else lams.contiguous(),
-        advantages=advantages,
-        returns=returns,
-        sequences=cu_seqlens.numel() - 1,
-        gamma=gamma,
-        lam=lam,
-        critic_lam=0.0 if critic_lam is None else critic_lam,
-        decoupled=critic_lam is not None,
-    )
-    return advantages, returns
+    return {
+        "rewards": rewards.contiguous(),
+        "values": values.contiguous(),
+        "cu_seqlens": cu_seqlens.contiguous(),
+        "loss_mask": None if loss_mask is None else loss_mask.contiguous(),
+        "bootstrap": None if bootstrap is None else bootstrap.contiguous(),
+        "lams": None if lams is None else lams.contiguous(),
+        "advantages": advantages,
+        "returns": torch.empty_like(advantages),
+        "sequences": cu_seqlens.numel() - 1,
+        "gamma": gamma,
+        "lam": lam,
+        "critic_lam": 0.0 if critic_lam is None else critic_lam,
+        "decoupled": critic_lam is not None,
+    }
 
 
-_IMPLEMENTATIONS = {"cpp": _cpp, "reference": reference_gae}
+def _cpp(rewards: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    arguments = _arguments(rewards, *rest)
+    native.cpu(f"gae_{native.suffix(rewards.dtype)}", **arguments)
+    return arguments["advantages"], arguments["returns"]
+
+
+def _cuda(rewards: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    arguments = _arguments(rewards, *rest)
+    dtype, tokens = native.suffix(rewards.dtype), rewards.numel()
+    workspace_bytes = getattr(compiled_module().cuda, f"gae_workspace_{dtype}")
+    size = workspace_bytes(tokens=tokens, sequences=arguments["sequences"], decoupled=arguments["decoupled"])
+    workspace = rewards.new_empty(size, dtype=torch.uint8)
+    native.cuda(f"gae_{dtype}", **arguments, workspace=workspace, tokens=tokens)
+    return arguments["advantages"], arguments["returns"]
+
+
+_IMPLEMENTATIONS = {"cpp": _cpp, "cuda": _cuda, "reference": reference_gae}
 
 
 def _run(
@@ -140,9 +156,10 @@ def _run(
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     *arguments, backend = rest
-    check_bounds(cu_seqlens, rewards.numel())
-    if lams is not None and not bool(((lams >= 0) & (lams <= 1)).all()):
-        raise ValueError("lam has values outside of [0, 1]")
+    if rewards.device.type == "cpu":
+        check_bounds(cu_seqlens, rewards.numel())
+        if lams is not None and not bool(((lams >= 0) & (lams <= 1)).all()):
+            raise ValueError("lam has values outside of [0, 1]")
     implementation = choose("gae", _IMPLEMENTATIONS, rewards.device, backend)
     return implementation(rewards, values, cu_seqlens, gamma, lam, lams, *arguments)
 

@@ -34,8 +34,24 @@ def cpu(kernel: str, **arguments: Argument) -> None:
 
     Raises ValueError for a tensor that is not contiguous CPU memory.
     """
-    addressed = {name: _address(name, x, "cpu") for name, x in arguments.items()}
+    addressed = {name: _address(name, x, torch.device("cpu")) for name, x in arguments.items()}
     getattr(compiled_module(), kernel)(**addressed, threads=torch.get_num_threads(), isa=_isa.get())
+
+
+def cuda(kernel: str, **arguments: Argument) -> None:
+    """Start a kernel of areal_mega._C.cuda on the current stream of the tensors' device. Does not wait for it.
+
+    kernel, arguments: as for `cpu`. The tensors may be let go of when this returns, as with torch's own operations:
+    the allocator gives their memory to work that comes later on the stream.
+
+    Raises ValueError for a tensor that is not contiguous memory on the CUDA device of the first one.
+    """
+    first = next(x.device for x in arguments.values() if isinstance(x, Tensor))
+    device = first if first.type == "cuda" else torch.device("cuda")
+    addressed = {name: _address(name, x, device) for name, x in arguments.items()}
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        getattr(compiled_module().cuda, kernel)(**addressed, stream=stream)
 
 
 def suffix(dtype: torch.dtype) -> str:
@@ -43,11 +59,11 @@ def suffix(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _address(name: str, x: Argument, device: str) -> float | int | bool | str | list[float]:
+def _address(name: str, x: Argument, device: torch.device) -> float | int | bool | str | list[float]:
     if x is None:
         return 0
     if not isinstance(x, Tensor):
         return x
-    if x.device.type != device or not x.is_contiguous():
+    if x.device != device or not x.is_contiguous():
         raise ValueError(f"{name} is on {x.device} with strides {x.stride()}: expected contiguous memory on {device}")
     return x.data_ptr()

@@ -21,10 +21,12 @@ def pack_pieces(tensors: Sequence[Tensor], table: PieceTable, buffer: Tensor, ba
 
     tensors: of the shapes, strides and dtypes that the table was built for. table: on the same device, see
     `PieceTable.to`. buffer: contiguous uint8, one dimension, at least ``table.buffer_bytes`` long; it shares no memory
-    with the tensors. backend: ``cpp`` or ``reference``; empty: see `areal_mega.ops.backend.choose`.
+    with the tensors. backend: ``cpp``, ``cuda`` or ``reference``; empty: see `areal_mega.ops.backend.choose`.
 
-    Bytes are copied, whatever the dtype; no gradient flows.
-    Raises ValueError for tensors or a buffer other than these, and for pieces that overlap in the buffer.
+    Bytes are copied, whatever the dtype; no gradient flows. On a GPU all copies are one launch, which nothing waits
+    for.
+    Raises ValueError for tensors or a buffer other than these, and for pieces that overlap in the buffer; RuntimeError
+    while a CUDA graph is captured, since the tensors' addresses come from the host.
     """
     _check(tensors, table, buffer, table.conflict_in_buffer)
     with torch.no_grad():
@@ -35,7 +37,7 @@ def unpack_pieces(buffer: Tensor, table: PieceTable, tensors: Sequence[Tensor], 
     """Copy the pieces from the buffer into the tensors, in place; what is outside of the pieces stays as it is.
 
     Arguments as in `pack_pieces`. The tensors share no memory with one another.
-    Raises ValueError as there, and for pieces that overlap in their tensor.
+    Raises as there, and ValueError for pieces that overlap in their tensor instead.
     """
     _check(tensors, table, buffer, table.conflict_in_tensors)
     with torch.no_grad():
@@ -65,20 +67,38 @@ def _check(tensors: Sequence[Tensor], table: PieceTable, buffer: Tensor, conflic
 
 
 def _pack_cpp(tensors: Sequence[Tensor], rows: Tensor, total: int, buffer: Tensor) -> None:
-    _cpp("pack_pieces", tensors, rows, total, buffer)
+    native.cpu("pack_pieces", **_arguments(tensors, rows, total, buffer))
 
 
 def _unpack_cpp(buffer: Tensor, rows: Tensor, total: int, tensors: Sequence[Tensor]) -> None:
-    _cpp("unpack_pieces", tensors, rows, total, buffer)
+    native.cpu("unpack_pieces", **_arguments(tensors, rows, total, buffer))
 
 
-def _cpp(kernel: str, tensors: Sequence[Tensor], rows: Tensor, total: int, buffer: Tensor) -> None:
+def _pack_cuda(tensors: Sequence[Tensor], rows: Tensor, total: int, buffer: Tensor) -> None:
+    native.cuda("pack_pieces", **_arguments(tensors, rows, total, buffer))
+
+
+def _unpack_cuda(buffer: Tensor, rows: Tensor, total: int, tensors: Sequence[Tensor]) -> None:
+    native.cuda("unpack_pieces", **_arguments(tensors, rows, total, buffer))
+
+
+def _arguments(tensors: Sequence[Tensor], rows: Tensor, total: int, buffer: Tensor) -> dict[str, native.Argument]:
     addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
-    native.cpu(kernel, addresses=addresses, rows=rows, count=len(rows), total=total, buffer=buffer)
+    if buffer.is_cuda:
+        addresses = _to_gpu(addresses, buffer.device)
+    return {"addresses": addresses, "rows": rows, "count": len(rows), "total": total, "buffer": buffer}
 
 
-_PACK = {"cpp": _pack_cpp, "reference": reference.pack_pieces}
-_UNPACK = {"cpp": _unpack_cpp, "reference": reference.unpack_pieces}
+def _to_gpu(addresses: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for; torch keeps the pinned memory until it has been made."""
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("pieces cannot be copied in a CUDA graph: the tensors' addresses come from the host")
+    return addresses.pin_memory().to(device, non_blocking=True)
+
+
+_PACK = {"cpp": _pack_cpp, "cuda": _pack_cuda, "reference": reference.pack_pieces}
+_UNPACK = {"cpp": _unpack_cpp, "cuda": _unpack_cuda, "reference": reference.unpack_pieces}
 
 
 def _run_pack(tensors: list[Tensor], rows: Tensor, total: int, buffer: Tensor, backend: str) -> None:

@@ -10,6 +10,12 @@ void bind_policy_loss(py::module_& module);
 void bind_value_loss(py::module_& module);
 void bind_logit_rows(py::module_& module);
 
+#if defined(AREAL_MEGA_CUDA_ARCHS)
+namespace cuda {
+void bind(py::module_& parent);
+}
+#endif
+
 }  // namespace areal_mega
 
 PYBIND11_MODULE(_C, module) {
@@ -22,4 +28,7 @@ PYBIND11_MODULE(_C, module) {
     areal_mega::bind_policy_loss(module);
     areal_mega::bind_value_loss(module);
     areal_mega::bind_logit_rows(module);
+#if defined(AREAL_MEGA_CUDA_ARCHS)
+    areal_mega::cuda::bind(module);
+#endif
 }

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from torch import Tensor
 
-from areal_mega import _C, ops
+from areal_mega import ops
 from areal_mega.ops import native
 
-KERNELS = kernels_of(ops.gae, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+KERNELS = kernels_of(ops.gae, "reference", "cpp", "cuda")
+each_kernel = each_kernel_of(KERNELS)
+each_compiled_kernel = each_kernel_of({name: kernel for name, kernel in KERNELS.items() if "reference" not in name})
 
 # Around the lengths at which a vector of 4, 8 or 16 tokens is full.
 EDGE_LENGTHS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 0, 63, 64, 65, 127, 128, 129, 0]
@@ -92,6 +92,7 @@ def test_float32_is_close_to_the_float64_reference(kernel: Kernel) -> None:
     assert_same(actual, ops.gae(gamma=1.0, lam=1.0, backend="reference", **exact), 1e-4)
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=150, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 70), max_size=8),
@@ -102,7 +103,9 @@ def test_float32_is_close_to_the_float64_reference(kernel: Kernel) -> None:
     critic_lam=st.floats(0, 1) | st.none(),
     with_bootstrap=st.booleans(),
 )
-def test_every_kernel_agrees_on_any_batch(lengths, seed, valid, gamma, lam, critic_lam, with_bootstrap) -> None:
+def test_every_kernel_agrees_on_any_batch(
+    kernels, lengths, seed, valid, gamma, lam, critic_lam, with_bootstrap
+) -> None:
     """lam None: each sequence has its own."""
     inputs = problem(lengths, seed, valid)
     if not with_bootstrap:
@@ -111,7 +114,7 @@ def test_every_kernel_agrees_on_any_batch(lengths, seed, valid, gamma, lam, crit
         lam = torch.rand(len(lengths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     numbers = {"gamma": gamma, "lam": lam, "critic_lam": critic_lam}
     expected = by_definition(**numbers, **inputs)
-    for kernel in KERNELS.values():
+    for kernel in kernels.values():
         assert_same(kernel(**numbers, **inputs), expected, 1e-10)
 
 
@@ -142,7 +145,7 @@ def test_length_adaptive_lambdas() -> None:
         ops.length_adaptive_lambda(torch.tensor([3]), alpha=0)
 
 
-# What the kernels cut long sequences into.
+# A multiple of what the kernels cut long sequences into.
 BLOCK = 8192
 
 
@@ -162,27 +165,25 @@ def serially(x: dict[str, Tensor | None], gamma: float, lam: Tensor, critic_lam:
     return torch.tensor(advantages, dtype=torch.float64), torch.tensor(returns, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("isa", _C.available_isas())
+@each_compiled_kernel
 @pytest.mark.parametrize("valid", [1.0, 0.9, 0.0002])
-def test_sequences_longer_than_a_block(isa: str, valid: float) -> None:
+def test_sequences_longer_than_a_block(kernel: Kernel, valid: float) -> None:
     """Lengths around whole blocks, short neighbours, and with few valid tokens whole blocks without any."""
     lengths = [BLOCK, 3, BLOCK + 1, 0, 3 * BLOCK - 1, 3 * BLOCK, 100, 4 * BLOCK + 5000, BLOCK - 1]
     inputs = problem(lengths, valid=valid)
     lams = torch.tensor([1, 0.5, 0.9999, 1, 1, 0, 0.9, 0.99999, 1], dtype=torch.float64)
-    with native.instruction_set(isa):
-        actual = ops.gae(gamma=1.0, lam=lams, critic_lam=0.9995, backend="cpp", **inputs)
+    actual = kernel(gamma=1.0, lam=lams, critic_lam=0.9995, **inputs)
     assert_same(actual, serially(inputs, 1.0, lams, 0.9995), 1e-9)
 
 
-@pytest.mark.parametrize("isa", _C.available_isas())
-def test_a_nan_in_a_long_sequence_reaches_all_blocks_before_it_and_no_other(isa: str) -> None:
+@each_compiled_kernel
+def test_a_nan_in_a_long_sequence_reaches_all_blocks_before_it_and_no_other(kernel: Kernel) -> None:
     inputs = problem([BLOCK + 9, 5 * BLOCK, BLOCK + 9], valid=0.99)
     poisoned = BLOCK + 9 + 2 * BLOCK + 77
     inputs["loss_mask"][poisoned] = True
-    with native.instruction_set(isa):
-        clean = ops.gae(gamma=1.0, lam=1.0, critic_lam=0.5, backend="cpp", **inputs)
-        inputs["rewards"][poisoned] = float("nan")
-        dirty = ops.gae(gamma=1.0, lam=1.0, critic_lam=0.5, backend="cpp", **inputs)
+    clean = kernel(gamma=1.0, lam=1.0, critic_lam=0.5, **inputs)
+    inputs["rewards"][poisoned] = float("nan")
+    dirty = kernel(gamma=1.0, lam=1.0, critic_lam=0.5, **inputs)
     reached = inputs["loss_mask"].clone()
     reached[: BLOCK + 9] = reached[poisoned + 1 :] = False
     for before, after in zip(clean, dirty, strict=True):
@@ -228,10 +229,9 @@ def test_order_and_company_of_sequences_do_not_matter(kernel: Kernel) -> None:
     check_company(kernel, [33, 0, 5, 64, 17])
 
 
-@pytest.mark.parametrize("isa", _C.available_isas())
-def test_company_of_long_sequences_does_not_matter(isa: str) -> None:
-    with native.instruction_set(isa):
-        check_company(partial(ops.gae, backend="cpp"), [BLOCK - 1, 3 * BLOCK + 7, 2, BLOCK + 1, BLOCK])
+@each_compiled_kernel
+def test_company_of_long_sequences_does_not_matter(kernel: Kernel) -> None:
+    check_company(kernel, [BLOCK - 1, 3 * BLOCK + 7, 2, BLOCK + 1, BLOCK])
 
 
 def check_company(kernel: Kernel, lengths: list[int]) -> None:
@@ -250,13 +250,12 @@ def check_company(kernel: Kernel, lengths: list[int]) -> None:
     assert torch.equal(shuffled, torch.cat([advantages[i] for i in order]))
 
 
-def test_a_million_undiscounted_float32_tokens_keep_their_digits() -> None:
+@each_compiled_kernel
+def test_a_million_undiscounted_float32_tokens_keep_their_digits(kernel: Kernel) -> None:
     inputs = problem([2**20], dtype=torch.float32)
     suffix_sums = inputs["rewards"].double().flip(0).cumsum(0).flip(0) + inputs["bootstrap"].double()
-    for isa in _C.available_isas():
-        with native.instruction_set(isa):
-            returns = ops.gae(gamma=1.0, lam=1.0, backend="cpp", **inputs)[1]
-        assert (returns - suffix_sums).abs().max() / suffix_sums.abs().max() < 1e-5
+    returns = kernel(gamma=1.0, lam=1.0, **inputs)[1]
+    assert (returns - suffix_sums).abs().max() / suffix_sums.abs().max() < 1e-5
 
 
 def test_the_number_of_threads_changes_nothing() -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from torch import Tensor
 
 from areal_mega import ops
 from areal_mega.ops import Piece, PieceTable
 
-PACK = kernels_of(ops.pack_pieces, "reference", "cpp")
-UNPACK = kernels_of(ops.unpack_pieces, "reference", "cpp")
-each_pair = pytest.mark.parametrize(("pack", "unpack"), zip(PACK.values(), UNPACK.values(), strict=True), ids=PACK)
+PACK = kernels_of(ops.pack_pieces, "reference", "cpp", "cuda")
+UNPACK = kernels_of(ops.unpack_pieces, "reference", "cpp", "cuda")
+PAIRS = {name: (pack, UNPACK[name]) for name, pack in PACK.items()}
 
 DTYPES = [torch.uint8, torch.bool, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
 
@@ -95,14 +95,15 @@ def boxes(draw: st.DrawFn) -> tuple[list[Tensor], list[Piece], int]:
     return tensors, pieces, offset
 
 
+@each_device_of(PAIRS)
 @settings(max_examples=200)
-@given(boxes())
-def test_any_boxes_go_there_and_back(problem: tuple[list[Tensor], list[Piece], int]) -> None:
-    check_there_and_back(*problem, list(zip(PACK.values(), UNPACK.values(), strict=True)))
+@given(problem=boxes())
+def test_any_boxes_go_there_and_back(kernels: dict, problem: tuple[list[Tensor], list[Piece], int]) -> None:
+    check_there_and_back(*problem, list(kernels.values()))
 
 
-@each_pair
-def test_large_pieces_that_blocks_of_work_cut_anywhere(pack: Kernel, unpack: Kernel) -> None:
+@each_kernel_of(PAIRS)
+def test_large_pieces_that_blocks_of_work_cut_anywhere(kernel: tuple[Kernel, Kernel]) -> None:
     """More than what goes past the caches; runs of odd lengths, longer and shorter than a block, and short ones."""
     tensors = [
         random_tensor((1, 3_000_017), torch.uint8),
@@ -115,7 +116,7 @@ def test_large_pieces_that_blocks_of_work_cut_anywhere(pack: Kernel, unpack: Ker
         pieces.append(Piece(index, (0, 0), (rows, columns), offset))
         offset += rows * columns * tensors[index].element_size() + 1
     assert offset > 8 << 20
-    check_there_and_back(tensors, pieces, offset, [(pack, unpack)])
+    check_there_and_back(tensors, pieces, offset, [kernel])
 
 
 def test_contiguous_dimensions_are_one_run() -> None:
