@@ -19,7 +19,7 @@ from areal_mega.runtime.torchrun import torchrun
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".cache" / "quickstart"
 HELD_OUT = 256
-TEXTBOOK_LINES = 102_400
+TEXTBOOK_LINES = 153_600
 PUPIL_LINES = 10_240
 SLIP_RATE = 0.75
 CHAT_TEMPLATE = (
