@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -18,7 +21,18 @@ _PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "referenc
 
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on tensors of the CPU; for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    triton = sys.modules.get("triton")
+    return os.environ.get("TRITON_INTERPRET") == "1" if triton is None else triton.knobs.runtime.interpret
+
+
+def in_triton(module: str, function: str) -> Callable:
+    """A function of ``areal_mega.triton_kernels.<module>``. The module, and Triton, are imported when it is called: who
+    uses no Triton kernel does not wait for them."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"areal_mega.triton_kernels.{module}"), function)(*arguments)
+
+    return call
 
 
 def choose(

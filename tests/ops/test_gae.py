@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from torch import Tensor
 
 from areal_mega import _C, ops
 from areal_mega.ops import native
 
 KERNELS = kernels_of(ops.gae, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 
 # Around the lengths at which a vector of 4, 8 or 16 tokens is full.
 EDGE_LENGTHS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 0, 63, 64, 65, 127, 128, 129, 0]
@@ -92,6 +92,7 @@ def test_float32_is_close_to_the_float64_reference(kernel: Kernel) -> None:
     assert_same(actual, ops.gae(gamma=1.0, lam=1.0, backend="reference", **exact), 1e-4)
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=150, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 70), max_size=8),
@@ -102,7 +103,9 @@ def test_float32_is_close_to_the_float64_reference(kernel: Kernel) -> None:
     critic_lam=st.floats(0, 1) | st.none(),
     with_bootstrap=st.booleans(),
 )
-def test_every_kernel_agrees_on_any_batch(lengths, seed, valid, gamma, lam, critic_lam, with_bootstrap) -> None:
+def test_every_kernel_agrees_on_any_batch(
+    kernels, lengths, seed, valid, gamma, lam, critic_lam, with_bootstrap
+) -> None:
     """lam None: each sequence has its own."""
     inputs = problem(lengths, seed, valid)
     if not with_bootstrap:
@@ -111,7 +114,7 @@ def test_every_kernel_agrees_on_any_batch(lengths, seed, valid, gamma, lam, crit
         lam = torch.rand(len(lengths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     numbers = {"gamma": gamma, "lam": lam, "critic_lam": critic_lam}
     expected = by_definition(**numbers, **inputs)
-    for kernel in KERNELS.values():
+    for kernel in kernels.values():
         assert_same(kernel(**numbers, **inputs), expected, 1e-10)
 
 

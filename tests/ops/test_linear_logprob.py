@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from products import allocations
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from areal_mega.ops.gemm import add_product_, product
 from areal_mega.ops.reference.linear import linear_logprob as by_definition
 
 KERNELS = kernels_of(ops.linear_logprob, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 WORKER = Path(__file__).with_name("linear_worker.py")
 
 
@@ -71,6 +71,7 @@ def test_equals_the_definition(kernel: Kernel, tokens: int, width: int, vocabula
     assert_close(computed(kernel, *inputs), exact(*inputs), 1e-5)
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=25, deadline=None)
 @given(
     tokens=st.integers(0, 25),
@@ -82,11 +83,11 @@ def test_equals_the_definition(kernel: Kernel, tokens: int, width: int, vocabula
     seed=st.integers(0, 2**31),
 )
 def test_every_kernel_agrees_however_it_is_cut(
-    tokens, width, vocabulary, ignored, temperature, workspace, seed
+    kernels, tokens, width, vocabulary, ignored, temperature, workspace, seed
 ) -> None:
     inputs = problem(tokens, width, vocabulary, ignored=ignored, seed=seed)
     expected = exact(*inputs, temperature=temperature)
-    for kernel in KERNELS.values():
+    for kernel in kernels.values():
         assert_close(computed(kernel, *inputs, temperature=temperature, workspace_bytes=workspace), expected, 1e-11)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import kernels_of
+from kernels import each_kernel_of, kernels_of
 from products import allocations, products
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from areal_mega.ops import PolicyLossOptions
 from areal_mega.ops.reference.linear import linear_logprob as by_definition
 
 KERNELS = kernels_of(ops.linear_policy_loss, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 
 EVERYTHING = PolicyLossOptions(
     clip_high=0.28, dual_clip=3.0, behavior="token", behavior_high=1.2, kl_coef=0.1, entropy_coef=0.02

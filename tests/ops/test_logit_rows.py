@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from ops.logit_rows_oracle import DTYPES, Expected, assert_within, expected
 from torch import Tensor
 
@@ -38,7 +38,7 @@ def both_passes(
 
 
 KERNELS = kernels_of(both_passes, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 WIDTHS = [1, 2, 3, 7, 8, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049, 4097]
@@ -361,6 +361,7 @@ def test_threads_change_nothing(name: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, once, strict=True))
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=60)
 @given(
     rows=st.integers(0, 4),
@@ -372,7 +373,7 @@ def test_threads_change_nothing(name: str) -> None:
     temperature=st.floats(0.05, 20),
     masked=st.sampled_from([0.0, 0.5, 0.99]),
 )
-def test_every_kernel_agrees_on_any_rows(rows, width, dtype, seed, scale, offset, temperature, masked) -> None:
+def test_every_kernel_agrees_on_any_rows(kernels, rows, width, dtype, seed, scale, offset, temperature, masked) -> None:
     logits, targets = problem(rows, width, dtype, seed, scale)
     logits += offset
     generator = torch.Generator().manual_seed(seed)
@@ -380,7 +381,7 @@ def test_every_kernel_agrees_on_any_rows(rows, width, dtype, seed, scale, offset
     mask[:, seed % width] = False
     logits[mask] = -torch.inf
     exact = expected(logits, targets, temperature, *upstream(rows, dtype))
-    for kernel in KERNELS.values():
+    for kernel in kernels.values():
         check(kernel, logits, targets, temperature, exact)
         assert kernel(logits, targets, temperature=temperature)[2].le(math.log(width) + 1e-5).all()
 

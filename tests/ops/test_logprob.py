@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from ops.logit_rows_oracle import DTYPES, assert_within, expected
 from torch import Tensor
 
@@ -27,7 +27,7 @@ def with_gradient(
 
 
 KERNELS = kernels_of(with_gradient, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -38,6 +38,7 @@ def problem(rows: int, width: int, dtype: torch.dtype, seed: int = 0) -> dict[st
     return {"logits": logits, "targets": torch.randint(0, width, (rows,), generator=generator), "g": g, "h": h}
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=60)
 @given(
     rows=st.integers(0, 5),
@@ -48,12 +49,12 @@ def problem(rows: int, width: int, dtype: torch.dtype, seed: int = 0) -> dict[st
     inplace=st.booleans(),
     as_int32=st.booleans(),
 )
-def test_equals_autograd(rows, width, dtype, seed, temperature, inplace, as_int32) -> None:
+def test_equals_autograd(kernels, rows, width, dtype, seed, temperature, inplace, as_int32) -> None:
     inputs = problem(rows, width, dtype, seed)
     exact = expected(temperature=temperature, **inputs)
     if as_int32:
         inputs["targets"] = inputs["targets"].int()
-    for kernel in KERNELS.values():
+    for kernel in kernels.values():
         logprob, entropy, grad = kernel(temperature=temperature, inplace_backward=inplace, **inputs)
         assert logprob.dtype == entropy.dtype == inputs["g"].dtype and grad.dtype == dtype
         assert_within(logprob, exact.logprob, exact.logprob_error)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from ops.policy_loss_oracle import by_definition, problem
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from areal_mega.ops import POLICY_STATISTICS, PolicyLossOptions
 from areal_mega.ops.policy_loss import MAX_LOG_RATIO
 
 KERNELS = kernels_of(ops.policy_loss_and_gradients, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 
 FULL = PolicyLossOptions(
     clip_low=0.2, clip_high=0.28, dual_clip=2.0, behavior="token", behavior_high=1.2, kl_coef=0.3, entropy_coef=0.1
@@ -104,6 +104,7 @@ def options_of_any_kind(draw) -> PolicyLossOptions:
     )
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=80)
 @given(
     options=options_of_any_kind(),
@@ -112,9 +113,9 @@ def options_of_any_kind(draw) -> PolicyLossOptions:
     valid=st.sampled_from([0.0, 0.1, 0.5, 0.95, 1.0]),
     spread=st.sampled_from([0.01, 0.3, 3.0, 15.0]),
 )
-def test_every_kernel_agrees_on_any_batch(options, lengths, seed, valid, spread) -> None:
+def test_every_kernel_agrees_on_any_batch(kernels, options, lengths, seed, valid, spread) -> None:
     inputs = problem(lengths, seed, valid, spread)
-    for kernel in KERNELS.values():
+    for kernel in kernels.values():
         assert_as_defined(kernel, inputs, options, 1e-11)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
 from torch import Tensor
 
 from areal_mega import ops
@@ -23,7 +23,7 @@ def loss_and_gradient(values: Tensor, *rest: Any, **named: Any) -> tuple[Tensor,
 
 
 KERNELS = kernels_of(loss_and_gradient, "reference", "cpp")
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_kernel = each_kernel_of(KERNELS)
 each_clip = pytest.mark.parametrize("clip", [None, 0.2])
 
 
@@ -72,6 +72,7 @@ def test_equals_the_definition(kernel: Kernel, clip: float | None, tokens: int) 
     assert_as_defined(kernel, problem(tokens), clip, 1e-12)
 
 
+@each_device_of(KERNELS)
 @settings(max_examples=60)
 @given(
     tokens=st.integers(0, 200),
@@ -79,8 +80,8 @@ def test_equals_the_definition(kernel: Kernel, clip: float | None, tokens: int) 
     valid=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
     clip=st.sampled_from([None, 1e-3, 0.2, 5.0]),
 )
-def test_every_kernel_agrees_on_any_batch(tokens, seed, valid, clip) -> None:
-    for kernel in KERNELS.values():
+def test_every_kernel_agrees_on_any_batch(kernels, tokens, seed, valid, clip) -> None:
+    for kernel in kernels.values():
         assert_as_defined(kernel, problem(tokens, seed, valid), clip, 1e-11)
 
 
