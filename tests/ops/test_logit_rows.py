@@ -37,7 +37,7 @@ def both_passes(
     return rows, logprob, entropy, out
 
 
-KERNELS = kernels_of(both_passes, "reference", "cpp")
+KERNELS = kernels_of(both_passes, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -147,7 +147,7 @@ def test_the_gradient_at_a_likely_target_keeps_its_digits(kernel: Kernel, dtype:
         return out
 
     name = next(name for name, value in KERNELS.items() if value is kernel)
-    kernel = kernels_of(gradient, "reference", "cpp")[name]
+    kernel = kernels_of(gradient, "reference", "cpp", "triton")[name]
     grad = kernel(torch.tensor([[0.0, -gap]], dtype=dtype), torch.zeros(1, dtype=torch.int64))
     exact = math.exp(-gap) / (1 + math.exp(-gap))
     rounding = torch.finfo(dtype)

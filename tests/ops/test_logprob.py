@@ -26,7 +26,7 @@ def with_gradient(
     return logprob.detach(), entropy.detach(), grad
 
 
-KERNELS = kernels_of(with_gradient, "reference", "cpp")
+KERNELS = kernels_of(with_gradient, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -17,7 +17,7 @@ from areal_mega import ops
 from areal_mega.ops import POLICY_STATISTICS, PolicyLossOptions
 from areal_mega.ops.policy_loss import MAX_LOG_RATIO
 
-KERNELS = kernels_of(ops.policy_loss_and_gradients, "reference", "cpp")
+KERNELS = kernels_of(ops.policy_loss_and_gradients, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 
 FULL = PolicyLossOptions(

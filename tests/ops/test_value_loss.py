@@ -22,7 +22,7 @@ def loss_and_gradient(values: Tensor, *rest: Any, **named: Any) -> tuple[Tensor,
     return loss.detach(), statistics, torch.autograd.grad(loss, variable)[0]
 
 
-KERNELS = kernels_of(loss_and_gradient, "reference", "cpp")
+KERNELS = kernels_of(loss_and_gradient, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 each_clip = pytest.mark.parametrize("clip", [None, 0.2])
 
