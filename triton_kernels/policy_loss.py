@@ -19,14 +19,10 @@ from areal_mega.triton_kernels.token_blocks import (
     load_valid,
     loss_and_statistics,
     store_block,
-    store_sum,
+    store_sums,
 )
 
 _LIMIT = tl.constexpr(MAX_LOG_RATIO)
-
-# The sums: the loss, and POLICY_STATISTICS in their order.
-_LOSS, _TOKENS, _RATIO, _APPROX_KL, _CLIPPED, _DUAL_CLIPPED = map(tl.constexpr, range(6))
-_ENTROPY, _KL, _BEHAVIOR_WEIGHT, _BEHAVIOR_CAPPED, _MISMATCH, _ADVANTAGE = map(tl.constexpr, range(6, 12))
 
 # Sequences have a program each, and most have fewer tokens than this; 16 for each thread of 8 warps.
 _SEQUENCE_BLOCK = 4096
@@ -45,7 +41,7 @@ def policy_loss(
     options: PolicyLossOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `areal_mega.ops.policy_loss.policy_loss_and_gradients`; the arguments are checked and contiguous."""
-    grad_logprobs, sums = torch.empty_like(logprobs), block_sums(logprobs, 1 + len(POLICY_STATISTICS))
+    grad_logprobs, sums = torch.empty_like(logprobs), block_sums(logprobs, len(POLICY_STATISTICS))
     grad_entropy = torch.empty_like(logprobs) if options.entropy_coef else None
     log_ratio, log_behavior = None, None
     with torch.cuda.device_of(logprobs):
@@ -87,7 +83,7 @@ def policy_loss(
             )
         if log_ratio is not None:  # now the gradient that goes through it
             _share(loss_mask, cu_seqlens, log_ratio, None, grad_logprobs, mean=True, add=True)
-        loss, statistics = loss_and_statistics(sums, like=logprobs)
+        loss, statistics = loss_and_statistics(sums, len(POLICY_STATISTICS), like=logprobs)
     return loss, statistics, grad_logprobs, grad_entropy
 
 
@@ -176,6 +172,7 @@ def _policy_loss(
     """One block of tokens. ``shared_log_ratio`` gets the gradient that goes through the ratio, to be shared as well.
 
     Masked tokens come in as zeros and with weight 0: what they add to the loss, gradients and most sums is 0 by itself.
+    The sums are POLICY_STATISTICS in their order, and the loss; each is written when it is known, to free registers.
     """
     begin, rest = block_of(tokens, BLOCK)
     valid = load_block(loss_mask + begin, rest, BLOCK) != 0
@@ -186,8 +183,6 @@ def _policy_loss(
     dtype: tl.constexpr = logprob.dtype
     nothing = tl.zeros((BLOCK,), dtype)
     one = tl.where(valid, 1.0, nothing)
-    store_sum(sums, _TOKENS, one, BLOCK)
-    store_sum(sums, _ADVANTAGE, advantage, BLOCK)
 
     # The objective: its loss, and its slopes through the log of the ratio and directly in the log-prob.
     log_ratio = logprob - proximal
@@ -196,8 +191,6 @@ def _policy_loss(
     ratio, _, approx_kl = exponential(_cut(log_ratio))
     least, most = tl.full((), low, dtype), tl.full((), high, dtype)
     bounded = tl.where(ratio > most, most, tl.where(ratio < least, least, ratio))
-    store_sum(sums, _RATIO, ratio * one, BLOCK)
-    store_sum(sums, _APPROX_KL, approx_kl, BLOCK)
     dual_clipped = tl.zeros((BLOCK,), tl.int1)
     if OBJECTIVE == "cispo":
         slope = -bounded * advantage
@@ -214,8 +207,7 @@ def _policy_loss(
             loss = tl.where(dual_clipped, bound, loss)
             flat = flat | dual_clipped
         ratio_slope = tl.where(flat, 0.0, unclipped)
-    store_sum(sums, _CLIPPED, clipped.to(dtype), BLOCK)
-    store_sum(sums, _DUAL_CLIPPED, dual_clipped.to(dtype), BLOCK)
+    store_sums(sums, 0, one, ratio * one, approx_kl, clipped.to(dtype), BLOCK)
 
     # The weight of old samples.
     behavior, capped, mismatch = one, nothing, nothing
@@ -235,9 +227,6 @@ def _policy_loss(
                 behavior = tl.where(inside, behavior if BEHAVIOR_MODE == "mask" else one, 0.0)
             behavior *= one
             capped = tl.where(inside, 0.0, one)
-    store_sum(sums, _BEHAVIOR_WEIGHT, behavior, BLOCK)
-    store_sum(sums, _BEHAVIOR_CAPPED, capped, BLOCK)
-    store_sum(sums, _MISMATCH, mismatch, BLOCK)
     loss *= behavior
     slope *= behavior
 
@@ -255,14 +244,13 @@ def _policy_loss(
         coefficient = tl.full((), kl_coef, dtype)
         loss += coefficient * kl
         slope += coefficient * tl.where(tl.abs(divergence) > _LIMIT, 0.0, kl_slope)
-    store_sum(sums, _KL, kl, BLOCK)
 
     bonus = nothing
     if entropy is not None:
         bonus = load_valid(entropy + begin, valid, rest, BLOCK)
         loss -= tl.full((), entropy_coef, dtype) * bonus
-    store_sum(sums, _ENTROPY, bonus, BLOCK)
-    store_sum(sums, _LOSS, weight * loss, BLOCK)
+    store_sums(sums, 4, dual_clipped.to(dtype), bonus, kl, behavior, BLOCK)
+    store_sums(sums, 8, capped, mismatch, advantage, weight * loss, BLOCK)
 
     through_ratio = weight * behavior * ratio_slope
     gradient = weight * slope

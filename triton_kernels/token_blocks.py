@@ -18,17 +18,17 @@ _RUN = tl.constexpr(4)
 _ROWS, _COLUMNS = 16, 256
 
 
-def block_sums(x: Tensor, count: int) -> Tensor:
-    """Room for ``count`` sums of each block of ``x [N]``."""
-    return x.new_empty(count, triton.cdiv(x.numel(), BLOCK), dtype=torch.float64)
+def block_sums(x: Tensor, statistics: int) -> Tensor:
+    """Room for the sums of each block of ``x [N]``: so many statistics, then the loss, in rows that `store_sums` fills
+    four at a time."""
+    return x.new_empty(triton.cdiv(statistics + 1, 4) * 4, triton.cdiv(x.numel(), BLOCK), dtype=torch.float64)
 
 
-def loss_and_statistics(sums: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of `block_sums` added up, in the dtype of ``like``, and the others, in float64."""
-    count, blocks = sums.shape
-    loss, statistics = like.new_empty(()), sums.new_empty(count - 1)
-    _add_blocks[(1,)](sums, loss, statistics, count, blocks, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=8)
-    return loss, statistics
+def loss_and_statistics(sums: Tensor, statistics: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The blocks of `block_sums` added up: the loss in the dtype of ``like``, so many statistics in float64."""
+    loss, totals = like.new_empty(()), sums.new_empty(statistics)
+    _add_blocks[(1,)](sums, loss, totals, statistics, sums.shape[1], ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=8)
+    return loss, totals
 
 
 @triton.jit
@@ -66,20 +66,27 @@ def store_block(x, block, rest, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def store_sum(sums, row, x, BLOCK: tl.constexpr):
-    """Writes the sum of a block into ``sums [row, program]``."""
-    runs = tl.sum(tl.reshape(x, (BLOCK // _RUN, _RUN)), 1)
-    tl.store(sums + row * tl.num_programs(0) + tl.program_id(0), tl.sum(runs.to(tl.float64), 0))
+def _runs(x, BLOCK: tl.constexpr):
+    return tl.sum(tl.reshape(x, (BLOCK // _RUN, _RUN)), 1)
 
 
-@triton.jit(do_not_specialize=["count", "blocks"])
-def _add_blocks(sums, loss, statistics, count, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit
+def store_sums(sums, row, a, b, c, d, BLOCK: tl.constexpr):
+    """Writes the sums of four blocks into ``sums [row to row + 4, program]``. Four at a time: threads meet once."""
+    even, odd = tl.join(_runs(a, BLOCK), _runs(c, BLOCK)), tl.join(_runs(b, BLOCK), _runs(d, BLOCK))
+    four = tl.reshape(tl.join(even, odd), (BLOCK // _RUN, 4))
+    at = (row + tl.arange(0, 4)).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(sums + at, tl.sum(four.to(tl.float64), 0))
+
+
+@triton.jit(do_not_specialize=["statistics", "blocks"])
+def _add_blocks(sums, loss, totals, statistics, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.arange(0, ROWS)
     total = tl.zeros((ROWS, COLUMNS), tl.float64)
     for begin in range(0, blocks, COLUMNS):
         column = begin + tl.arange(0, COLUMNS)
-        inside = (row < count)[:, None] & (column < blocks)[None, :]
+        inside = (row <= statistics)[:, None] & (column < blocks)[None, :]
         total += tl.load(sums + row[:, None].to(tl.int64) * blocks + column[None, :], mask=inside, other=0.0)
     whole = tl.sum(total, 1)
-    tl.store(loss + tl.zeros_like(row), whole.to(loss.dtype.element_ty), mask=row == 0)
-    tl.store(statistics + row - 1, whole, mask=(row > 0) & (row < count))
+    tl.store(totals + row, whole, mask=row < statistics)
+    tl.store(loss + tl.zeros_like(row), whole.to(loss.dtype.element_ty), mask=row == statistics)

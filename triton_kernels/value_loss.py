@@ -13,24 +13,22 @@ from areal_mega.triton_kernels.token_blocks import (
     load_valid,
     loss_and_statistics,
     store_block,
-    store_sum,
+    store_sums,
 )
 
-# The sums: the loss, and VALUE_STATISTICS in their order.
-_LOSS, _TOKENS, _VALUE, _RETURN, _ERROR, _CLIPPED, _RETURN_SQUARED = map(tl.constexpr, range(7))
-_SUMS = 7
+_STATISTICS = 6
 
 
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, loss_mask: Tensor, loss_weight: Tensor, clip: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `areal_mega.ops.value_loss.value_loss`; the arguments are checked and contiguous. Infinite clip: off."""
-    grad_values, sums = torch.empty_like(values), block_sums(values, _SUMS)
+    grad_values, sums = torch.empty_like(values), block_sums(values, _STATISTICS)
     with torch.cuda.device_of(values):
         if values.numel():
             tensors = values, old_values, returns, loss_mask, loss_weight, grad_values, sums
             _value_loss[(sums.shape[1],)](*tensors, values.numel(), clip, BLOCK=BLOCK, num_warps=4)
-        loss, statistics = loss_and_statistics(sums, like=values)
+        loss, statistics = loss_and_statistics(sums, _STATISTICS, like=values)
     return loss, statistics, grad_values
 
 
@@ -62,10 +60,7 @@ def _value_loss(
     clipped = (tl.abs(change) > limit) & (bounded_error > error)
     store_block(grad_values + begin, weight * tl.where(clipped, 0.0, distance), rest, BLOCK)
 
-    store_sum(sums, _LOSS, 0.5 * weight * tl.where(clipped, bounded_error, error), BLOCK)
-    store_sum(sums, _TOKENS, valid.to(value.dtype), BLOCK)
-    store_sum(sums, _VALUE, value, BLOCK)
-    store_sum(sums, _RETURN, target, BLOCK)
-    store_sum(sums, _ERROR, error, BLOCK)
-    store_sum(sums, _CLIPPED, clipped.to(value.dtype), BLOCK)
-    store_sum(sums, _RETURN_SQUARED, target * target, BLOCK)
+    # VALUE_STATISTICS in their order, and the loss.
+    loss = 0.5 * weight * tl.where(clipped, bounded_error, error)
+    store_sums(sums, 0, valid.to(value.dtype), value, target, error, BLOCK)
+    store_sums(sums, 4, clipped.to(value.dtype), target * target, loss, tl.zeros_like(value), BLOCK)
