@@ -48,6 +48,13 @@ def on_cpu(*backends: str) -> list[str]:
     return [name for name in backends if name in ("reference", "cpp") or (name == "triton" and interpreting())]
 
 
+def affordable(kernel: Kernel, size: int, *, interpreted: int) -> int:
+    """``size``, or the smaller one for Triton's interpreter, to which a thousand tokens are as one, but a thousand
+    programs cost seconds."""
+    backend = getattr(kernel, "keywords", {}).get("backend")
+    return interpreted if backend == "triton" and interpreting() else size
+
+
 def each_kernel_of(kernels: Mapping[str, Kernel]) -> pytest.MarkDecorator:
     """A test with the argument ``kernel`` runs for each of them; those on a GPU have the marker ``gpu``."""
     return _each("kernel", kernels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from areal_mega.ops import native
-from areal_mega.ops.backend import choose
+from areal_mega.ops.backend import choose, in_triton
 from areal_mega.ops.checks import check_like
 from areal_mega.ops.reference import logit_rows as in_torch
 
@@ -147,5 +147,9 @@ def _memory(name: str, x: Tensor) -> Tensor:
     return x.detach().as_strided(((rows - 1) * x.stride(0) + width if x.numel() else 0,), (1,))
 
 
-_STATISTICS = {"cpp": _cpp_statistics, "reference": in_torch.statistics}
-_GRADIENT = {"cpp": _cpp_gradient, "reference": in_torch.gradient}
+_STATISTICS = {
+    "cpp": _cpp_statistics,
+    "triton": in_triton("logit_rows", "statistics"),
+    "reference": in_torch.statistics,
+}
+_GRADIENT = {"cpp": _cpp_gradient, "triton": in_triton("logit_rows", "gradient"), "reference": in_torch.gradient}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from areal_mega.ops import native
-from areal_mega.ops.backend import choose
+from areal_mega.ops.backend import choose, in_triton
 from areal_mega.ops.checks import check_bounds, check_cu_seqlens, check_like
 from areal_mega.ops.policy_loss_options import MAX_LOG_RATIO, POLICY_STATISTICS, PolicyLossOptions
 from areal_mega.ops.reference import losses as in_torch
@@ -53,7 +53,7 @@ def policy_loss(
     up over micro-batches and ranks. behavior_logprobs, reference_logprobs: None where the options need none; if
     given, their statistics are taken in any case. cu_seqlens: ``[B + 1]`` int32 or int64, from 0 to N; needed where
     tokens of a sequence share a ratio or weight; on a GPU its values are not checked, which would wait for it.
-    backend: ``cpp`` or ``reference``; empty: see `areal_mega.ops.backend.choose`.
+    backend: ``cpp``, ``triton`` or ``reference``; empty: see `areal_mega.ops.backend.choose`.
 
     Returns ``loss []``, once differentiable in logprobs and entropy, and the detached ``statistics`` float64: sums
     over the valid tokens, named by `POLICY_STATISTICS`: their number, rho, the estimate rho - 1 - d of the KL to the
@@ -185,7 +185,11 @@ Implementation = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]
 
 # Each takes contiguous tensors in the order of the operator (cu_seqlens as int32) and the options, and returns what
 # `policy_loss_and_gradients` does.
-_IMPLEMENTATIONS: dict[str, Implementation] = {"cpp": _cpp, "reference": in_torch.policy_loss}
+_IMPLEMENTATIONS: dict[str, Implementation] = {
+    "cpp": _cpp,
+    "triton": in_triton("policy_loss", "policy_loss"),
+    "reference": in_torch.policy_loss,
+}
 
 
 def _run(logprobs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from areal_mega.ops import native
-from areal_mega.ops.backend import choose
+from areal_mega.ops.backend import choose, in_triton
 from areal_mega.ops.checks import check_like
 from areal_mega.ops.reference import losses as in_torch
 
@@ -37,7 +37,8 @@ def value_loss(
 
     values (V), old_values (V_old), returns (R), loss_weight: ``[N]`` float32 or float64, the same for all.
     loss_weight contains the normaliser, so that losses add up over micro-batches and ranks. loss_mask: ``[N]`` bool.
-    clip: e, above 0; None: off. backend: ``cpp`` or ``reference``; empty: see `areal_mega.ops.backend.choose`.
+    clip: e, above 0; None: off. backend: ``cpp``, ``triton`` or ``reference``; empty: see
+    `areal_mega.ops.backend.choose`.
 
     Returns ``loss []``, once differentiable in values, and the detached ``statistics`` float64: sums over the valid
     tokens, named by `VALUE_STATISTICS`: their number, V, R, (V - R)^2, tokens clipped, R^2. Explained variance is
@@ -82,7 +83,11 @@ def _cpp(
 
 
 # Each takes contiguous tensors in the order of the operator and the clip, and returns loss, statistics, gradient.
-_IMPLEMENTATIONS = {"cpp": _cpp, "reference": in_torch.value_loss}
+_IMPLEMENTATIONS = {
+    "cpp": _cpp,
+    "triton": in_triton("value_loss", "value_loss"),
+    "reference": in_torch.value_loss,
+}
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from areal_mega import ops
 from areal_mega.ops.gemm import add_product_, product
 from areal_mega.ops.reference.linear import linear_logprob as by_definition
 
-KERNELS = kernels_of(ops.linear_logprob, "reference", "cpp")
+KERNELS = kernels_of(ops.linear_logprob, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 WORKER = Path(__file__).with_name("linear_worker.py")
 

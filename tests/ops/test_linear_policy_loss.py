@@ -16,7 +16,7 @@ from areal_mega import ops
 from areal_mega.ops import PolicyLossOptions
 from areal_mega.ops.reference.linear import linear_logprob as by_definition
 
-KERNELS = kernels_of(ops.linear_policy_loss, "reference", "cpp")
+KERNELS = kernels_of(ops.linear_policy_loss, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 
 EVERYTHING = PolicyLossOptions(

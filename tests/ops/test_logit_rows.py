@@ -37,11 +37,11 @@ def both_passes(
     return rows, logprob, entropy, out
 
 
-KERNELS = kernels_of(both_passes, "reference", "cpp")
+KERNELS = kernels_of(both_passes, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
-WIDTHS = [1, 2, 3, 7, 8, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049, 4097]
+WIDTHS = [1, 2, 3, 7, 8, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049, 4097, 16383, 16385]
 
 
 def problem(rows: int, width: int, dtype: torch.dtype, seed: int = 0, scale: float = 3.0) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ def test_the_gradient_at_a_likely_target_keeps_its_digits(kernel: Kernel, dtype:
         return out
 
     name = next(name for name, value in KERNELS.items() if value is kernel)
-    kernel = kernels_of(gradient, "reference", "cpp")[name]
+    kernel = kernels_of(gradient, "reference", "cpp", "triton")[name]
     grad = kernel(torch.tensor([[0.0, -gap]], dtype=dtype), torch.zeros(1, dtype=torch.int64))
     exact = math.exp(-gap) / (1 + math.exp(-gap))
     rounding = torch.finfo(dtype)
@@ -312,17 +312,32 @@ def test_no_rows(kernel: Kernel) -> None:
     assert rows.shape == (4, 0) and logprob.shape == (0,) and grad.shape == (0, 5)
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("cpp")])
-def test_more_than_2_to_the_31_logits(name: str) -> None:
+@each_kernel_of({name: kernel for name, kernel in KERNELS.items() if name not in ("reference", "triton")})
+def test_more_than_2_to_the_31_logits(kernel: Kernel) -> None:
     """Two rows far apart in memory of which the rest is never touched."""
     memory = torch.empty(2**31 + 5000, dtype=torch.bfloat16)
     far = memory.as_strided((2, 4000), (2**31, 1))
     logits, targets = problem(2, 4000, torch.bfloat16)
     far.copy_(logits)
     g, h = upstream(2, torch.bfloat16)
-    plain = KERNELS[name](logits, targets, g=g, h=h)
-    for a, b in zip(KERNELS[name](far, targets, g=g, h=h, out=far), plain, strict=True):
+    plain = kernel(logits, targets, g=g, h=h)
+    for a, b in zip(kernel(far, targets, g=g, h=h, out=far), plain, strict=True):
         assert torch.equal(a, b)
+
+
+@each_kernel
+@each_dtype
+def test_wide_rows_whose_parts_have_nothing_in_common(kernel: Kernel, dtype: torch.dtype) -> None:
+    """A GPU gives a row to several programs: some find nothing but -inf, or far smaller logits than the others."""
+    logits, targets = problem(5, 40_000, dtype)
+    logits[0, :20_000] = -torch.inf
+    logits[1, 20_000:] = -torch.inf
+    logits[2, 16_384:] += 200
+    logits[3, 1000:] -= 200
+    targets[:4] = torch.tensor([30_000, 0, 39_999, 17_000])
+    check(kernel, logits, targets)
+    logits[4, 35_000] = torch.nan
+    assert all(x[4].isnan().all() for x in kernel(logits, targets, g=torch.ones_like(upstream(5, dtype)[0]))[1:])
 
 
 @each_kernel

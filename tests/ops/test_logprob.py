@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of, on_cpu
 from ops.logit_rows_oracle import DTYPES, assert_within, expected
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def with_gradient(
     return logprob.detach(), entropy.detach(), grad
 
 
-KERNELS = kernels_of(with_gradient, "reference", "cpp")
+KERNELS = kernels_of(with_gradient, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -121,7 +121,7 @@ def test_a_kept_set_of_tokens(kernel: Kernel) -> None:
     assert grad[3].eq(0).all() and grad.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("backend", on_cpu("cpp", "triton", "reference"))
 @pytest.mark.parametrize("wanted", ["logprob", "entropy", "both"])
 def test_gradcheck(backend: str, wanted: str) -> None:
     logits = torch.randn(4, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -231,7 +231,7 @@ def test_called_from_several_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, expected_results, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("backend", on_cpu("cpp", "triton", "reference"))
 def test_torch_accepts_the_operators(backend: str) -> None:
     inputs = problem(4, 20, torch.float32)
     logits, targets, g, h = inputs["logits"], inputs["targets"], inputs["g"], inputs["h"]

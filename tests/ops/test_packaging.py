@@ -40,8 +40,8 @@ def test_compiled_module_does_not_link_torch() -> None:
     assert "libc10" not in libraries
 
 
-def test_operations_import_neither_megatron_nor_sglang_nor_hydra(tmp_path: Path) -> None:
-    code = "import sys, areal_mega.ops; print({'megatron', 'sglang', 'hydra'} & set(sys.modules))"
+def test_operations_import_neither_megatron_nor_sglang_nor_hydra_nor_triton(tmp_path: Path) -> None:
+    code = "import sys, areal_mega.ops; print({'megatron', 'sglang', 'hydra', 'triton'} & set(sys.modules))"
     assert run_elsewhere(tmp_path, code) == "set()"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
+from kernels import Kernel, affordable, each_device_of, each_kernel_of, kernels_of, on_cpu
 from ops.policy_loss_oracle import by_definition, problem
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from areal_mega import ops
 from areal_mega.ops import POLICY_STATISTICS, PolicyLossOptions
 from areal_mega.ops.policy_loss import MAX_LOG_RATIO
 
-KERNELS = kernels_of(ops.policy_loss_and_gradients, "reference", "cpp")
+KERNELS = kernels_of(ops.policy_loss_and_gradients, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 
 FULL = PolicyLossOptions(
@@ -225,7 +225,7 @@ def test_k3_of_nearby_policies_keeps_its_digits_in_float32() -> None:
         inputs = converted({**token, "logprobs": sign * x}, torch.float32)
         near = inputs["logprobs"].double()
         exact = (torch.expm1(-near) + near).sum().item()
-        for name, kernel in kernels_of(ops.policy_loss_and_gradients, "cpp").items():
+        for name, kernel in kernels_of(ops.policy_loss_and_gradients, "cpp", "triton").items():
             options = PolicyLossOptions(kl_coef=1.0, kl_estimator="k3")
             assert of(kernel(**inputs, options=options)[1], "kl") == pytest.approx(exact, rel=1e-6), name
 
@@ -257,7 +257,7 @@ def test_the_gradient_of_cispo_holds_the_ratio_constant(kernel: Kernel) -> None:
 
 @each_kernel
 def test_one_long_sequence_and_many_of_one_token(kernel: Kernel) -> None:
-    tokens = 2**15
+    tokens = affordable(kernel, 2**15, interpreted=50)
     inputs = problem([tokens], 6, valid=0.9)
     options = PolicyLossOptions(ratio="sequence", clip_low=0.01, clip_high=0.01, behavior="sequence-mean")
     mask = inputs["loss_mask"]
@@ -421,7 +421,7 @@ def test_options_survive_as_numbers(options: PolicyLossOptions) -> None:
     assert PolicyLossOptions.from_numbers(options.numbers()) == options
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("backend", on_cpu("cpp", "triton", "reference"))
 @pytest.mark.parametrize("name", ["plain", "gspo-product"])
 def test_torch_accepts_the_operator(backend: str, name: str) -> None:
     options = VARIANTS[name]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import Kernel, each_device_of, each_kernel_of, kernels_of
+from kernels import Kernel, each_device_of, each_kernel_of, kernels_of, on_cpu
 from torch import Tensor
 
 from areal_mega import ops
@@ -22,7 +22,7 @@ def loss_and_gradient(values: Tensor, *rest: Any, **named: Any) -> tuple[Tensor,
     return loss.detach(), statistics, torch.autograd.grad(loss, variable)[0]
 
 
-KERNELS = kernels_of(loss_and_gradient, "reference", "cpp")
+KERNELS = kernels_of(loss_and_gradient, "reference", "cpp", "triton")
 each_kernel = each_kernel_of(KERNELS)
 each_clip = pytest.mark.parametrize("clip", [None, 0.2])
 
@@ -150,7 +150,7 @@ def test_mistakes_are_named(change: dict, message: str) -> None:
         ops.value_loss(**{**right, "loss_mask": torch.ones(5, dtype=torch.bool), **change})
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("backend", on_cpu("cpp", "triton", "reference"))
 def test_torch_accepts_and_compiles_the_operator(backend: str) -> None:
     inputs = problem(20)
     variable = inputs["values"].requires_grad_()
