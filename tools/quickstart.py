@@ -1,23 +1,21 @@
-"""From nothing to a model that has learned: ``make quickstart``, or python tools/quickstart.py [option=value ...]
+"""From nothing to a model that has learned: ``make quickstart``, or python -m areal_mega.tools.quickstart
 
 1. Writes problems, a corpus (a textbook, then a careless pupil), a small tokenizer and a random Qwen3-shaped model.
 2. Fine-tunes the model on the corpus (tools/train_sft.py): now it calculates as carelessly as the pupil.
 3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates.
 
-Steps 1 and 2 are kept in .cache/quickstart and done once. All arguments go to step 3.
+Steps 1 and 2 are kept in .cache/quickstart of the working directory and done once. All arguments go to step 3.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
 
 from areal_mega.runtime.torchrun import torchrun
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / ".cache" / "quickstart"
+FOLDER = Path(".cache/quickstart")
 HELD_OUT = 256
 TEXTBOOK_LINES = 153_600
 PUPIL_LINES = 10_240
@@ -29,7 +27,6 @@ CHAT_TEMPLATE = (
 
 
 def main() -> int:
-    os.chdir(ROOT)
     if not (FOLDER / "base").exists():
         print("quickstart: writing problems, tokenizer and a random model ...", flush=True)
         make_inputs()
@@ -41,7 +38,7 @@ def main() -> int:
     if not any(a.startswith("+experiment=") for a in arguments):
         arguments = ["+experiment=quickstart", *arguments]
     print(f"quickstart: training with {' '.join(arguments)} ...", flush=True)
-    return torchrun("train_ppo.py", *arguments)
+    return torchrun("train_ppo", *arguments)
 
 
 def make_inputs() -> None:
@@ -102,8 +99,7 @@ def make_base() -> int:
     output = FOLDER / "sft"
     for leftover in (output, FOLDER / ".base"):
         shutil.rmtree(leftover, ignore_errors=True)
-    where = f"output={output.relative_to(ROOT)}"
-    status = torchrun("train_sft.py", "+experiment=quickstart-sft", where, "run_name=base")
+    status = torchrun("train_sft", "+experiment=quickstart-sft", f"output={output}", "run_name=base")
     if status == 0:
         shutil.copytree(output / "base" / "model", FOLDER / ".base")
         (FOLDER / ".base").rename(FOLDER / "base")

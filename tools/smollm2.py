@@ -1,14 +1,14 @@
-"""GRPO on a real pretrained model, SmolLM2-135M-Instruct: ``make smollm2``, or python tools/smollm2.py [option=value]
+"""GRPO on a real pretrained model: ``make smollm2``, or python -m areal_mega.tools.smollm2
 
-1. Makes the model folder (tools/fetch_smollm2.py) and the problems: sums and differences from reasoning-gym.
+1. Makes the folder of SmolLM2-135M-Instruct (tools/fetch_smollm2.py) and the problems: sums and differences from
+   reasoning-gym.
 2. Trains with tools/train_ppo.py +experiment=smollm2-135m.
 
-Step 1 is done once. All arguments go to step 2.
+Step 1 is kept in .cache of the working directory and done once. All arguments go to step 2.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -19,19 +19,17 @@ import reasoning_gym
 from areal_mega.data.jsonl import write_lines
 from areal_mega.runtime.torchrun import torchrun
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / ".cache" / "smollm2"
+FOLDER = Path(".cache/smollm2")
 HELD_OUT = 60
 
 
 def main() -> int:
-    os.chdir(ROOT)
-    status = subprocess.run([sys.executable, "tools/fetch_smollm2.py"]).returncode
+    status = subprocess.run([sys.executable, "-P", "-m", "areal_mega.tools.fetch_smollm2"]).returncode
     if status:
         return status
     if not (FOLDER / "train.jsonl").exists():
         write_problems()
-    return torchrun("train_ppo.py", "+experiment=smollm2-135m", *sys.argv[1:])
+    return torchrun("train_ppo", "+experiment=smollm2-135m", *sys.argv[1:])
 
 
 def write_problems() -> None:

@@ -1,7 +1,8 @@
 """From the command line to checked, typed options.
 
-``+experiment=NAME`` selects a recipe from configs/experiment, every option can be overridden in Hydra's
-grammar, ``--cfg job`` prints the result, ``--list`` names the recipes, ``--help`` explains every option.
+``+experiment=NAME`` selects a recipe from configs/experiment, or from the user's own folder beside it
+(``--config-dir DIR``: DIR/experiment), every option can be overridden in Hydra's grammar, ``--cfg job`` prints the
+result, ``--list`` names the recipes, ``--help`` explains every option.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -27,7 +29,7 @@ from areal_mega.config.errors import UserError
 from areal_mega.config.options import CommonOptions, PPOOptions, SFTOptions
 
 PROGRAMS: dict[str, type[CommonOptions]] = {"ppo": PPOOptions, "sft": SFTOptions}
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(str(files("areal_mega.configs")))  # in the source tree or in the installed wheel
 
 Options = TypeVar("Options", bound=CommonOptions)
 
@@ -40,30 +42,34 @@ def parse(program: str, arguments: Sequence[str], main_rank: bool = True) -> Com
     Raises:
         UserError: an argument, experiment, option or value that does not exist or does not fit.
     """
+    arguments, folder = _take_config_dir(arguments)
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if not a.startswith("-") and a != "job"]
     show = main_rank or None
     if "--list" in flags:
-        _leave(show and list_experiments())
+        _leave(show and list_experiments(folder))
     if "--help" in flags or "-h" in flags:
         _leave(show and help_text(program))
     unknown = [f for f in flags if f not in ("--cfg", "-c", "--cfg=job")]
     if unknown:
-        raise UserError(f"Unknown argument {unknown[0]}. Known: --list, --cfg job, --help, and option=value.")
-    config = compose_config(program, overrides)
+        raise UserError(
+            f"Unknown argument {unknown[0]}. Known: --list, --config-dir DIR, --cfg job, --help, and option=value."
+        )
+    config = compose_config(program, overrides, folder)
     if flags:
         _leave(show and OmegaConf.to_yaml(config))
     return to_options(config)
 
 
-def compose_config(program: str, overrides: Sequence[str]) -> Any:
-    """Hydra's composition of the program's options, its experiment and the overrides."""
-    _check_experiment(program, overrides)
+def compose_config(program: str, overrides: Sequence[str], folder: Path | None = None) -> Any:
+    """Hydra's composition of the program's options, its experiment and the overrides; folder: the user's recipes."""
+    _check_experiment(program, overrides, folder)
     ConfigStore.instance().store(name=program, node=PROGRAMS[program])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            config = compose(program, overrides=list(overrides))
+            own = [] if folder is None else [f"hydra.searchpath=['file://{folder}']"]
+            config = compose(program, overrides=[*overrides, *own])
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(program, error)) from error
     _refuse_added(program, config)
@@ -85,24 +91,43 @@ def to_options(config: Any) -> Any:
     return OmegaConf.to_object(config)
 
 
-def experiments() -> dict[str, dict[str, Any]]:
-    """All recipes: name to the content of its file. Recipes are for PPO unless they say otherwise."""
-    files = sorted((CONFIGS / "experiment").glob("*.yaml"), key=lambda file: file.stem)
-    return {f.stem: {"program": "ppo", **yaml.safe_load(f.read_text())} for f in files}
+def experiments(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """All recipes, those of the user's folder too: name to content. They are for PPO unless they say otherwise.
+
+    Raises:
+        UserError: the user's folder has no recipes, or one of the name of one of ours.
+    """
+    recipes = _recipes(CONFIGS)
+    if folder is not None:
+        own = _recipes(folder)
+        if not own:
+            raise UserError(f"--config-dir {folder}: expected recipes there, as {folder / 'experiment' / 'NAME.yaml'}.")
+        for name in own.keys() & recipes.keys():
+            raise UserError(
+                f"--config-dir {folder}: {name} is one of the recipes that come with areal-mega; rename it."
+            )
+        recipes |= own
+    return dict(sorted(recipes.items()))
 
 
-def list_experiments() -> str:
+def _recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    found = (folder / "experiment").glob("*.yaml")
+    return {file.stem: {"program": "ppo", **(yaml.safe_load(file.read_text()) or {})} for file in found}
+
+
+def list_experiments(folder: Path | None = None) -> str:
     """One line for each experiment."""
-    recipes = experiments()
+    recipes = experiments(folder)
     width = max(map(len, recipes), default=0)
-    return "\n".join(f"{n:<{width}}  {r['program']:<3}  {r['description']}" for n, r in recipes.items())
+    return "\n".join(f"{n:<{width}}  {r['program']:<3}  {r.get('description', '')}" for n, r in recipes.items())
 
 
 def help_text(program: str) -> str:
     """How to start the program and every option with its type, default and meaning."""
     head = (
-        f"torchrun --nproc-per-node N tools/train_{program}.py +experiment=NAME [option=value ...]\n\n"
-        "--list: all experiments.  --cfg job: the resulting options.  Options and their defaults:\n"
+        f"torchrun --nproc-per-node N -m areal_mega.tools.train_{program} +experiment=NAME [option=value ...]\n\n"
+        "--list: all experiments.  --config-dir DIR: yours in DIR/experiment too.  --cfg job: the resulting options.\n"
+        "Options and their defaults:\n"
     )
     return "\n".join([head, *(_help_line(*o) for o in walk(PROGRAMS[program]))])
 
@@ -125,9 +150,24 @@ def _help_line(name: str, field: dataclasses.Field) -> str:
     return f"  {name}: {kind} = {value}\n      {field.metadata['help']}"
 
 
-def _check_experiment(program: str, overrides: Sequence[str]) -> None:
+def _take_config_dir(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The other arguments, and the folder of ``--config-dir``."""
+    rest, folder = [], None
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument.partition("=")[0] == "--config-dir":
+            value = argument.partition("=")[2] or next(remaining, "")
+            if not value:
+                raise UserError("--config-dir: expected a folder, such as --config-dir recipes.")
+            folder = Path(value).resolve()
+        else:
+            rest.append(argument)
+    return rest, folder
+
+
+def _check_experiment(program: str, overrides: Sequence[str], folder: Path | None) -> None:
     names = [o.split("=", 1)[1] for o in overrides if o.lstrip("+").startswith("experiment=")]
-    recipes = experiments()
+    recipes = experiments(folder)
     for name in names:
         if name not in recipes:
             close = difflib.get_close_matches(name, recipes, 1)
@@ -135,7 +175,7 @@ def _check_experiment(program: str, overrides: Sequence[str]) -> None:
             raise UserError(f"experiment={name}: no such recipe.{hint} There are: {', '.join(recipes)}.")
         if recipes[name]["program"] != program:
             other = recipes[name]["program"]
-            raise UserError(f"experiment={name} is a recipe for tools/train_{other}.py.")
+            raise UserError(f"experiment={name} is a recipe for train_{other}.")
 
 
 def _refuse_added(program: str, config: Any) -> None:

@@ -3,10 +3,15 @@ the empty name stands for this rank alone."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import GroupName  # a str by another name, and newer than torch 2.6
 
 # Renamed in torch 2.13; the old names warn there.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -20,7 +25,7 @@ def name_of(group: dist.ProcessGroup | None) -> str:
 
 def group_of(name: str) -> dist.ProcessGroup | None:
     """The group of this name; None for the empty name."""
-    return _resolve_process_group(GroupName(name)) if name else None
+    return _resolve_process_group(cast("GroupName", name)) if name else None
 
 
 def stacked(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -46,7 +46,7 @@ def test_grpo_experiment_differs_from_its_parent_only_in_what_it_says():
         (["+experiment=quickstrat"], "Did you mean quickstart?"),
         (["+experiment=quickstart", "algorithm.clip_hgh=0.3"], "Did you mean algorithm.clip_high?"),
         (["+experiment=quickstart", "algorithm.epochs=many"], "algorithm.epochs"),
-        (["+experiment=quickstart-sft"], "train_sft.py"),
+        (["+experiment=quickstart-sft"], "a recipe for train_sft"),
         (["+experiment=quickstart", "+algorithm.clip_hgh=0.3"], "Did you mean algorithm.clip_high?"),
         (["+experiment=quickstart", "+nonsense=1"], "nonsense: there is no such option"),
         (["+experiment=quickstart", "algorithm.epochs=x"], "algorithm.epochs: Value 'x'"),
@@ -74,3 +74,38 @@ def test_cfg_job_prints_the_whole_resulting_config(capsys):
         parse("ppo", ["+experiment=quickstart", "seed=7", "--cfg", "job"])
     printed = OmegaConf.create(capsys.readouterr().out)
     assert printed.seed == 7 and printed.policy.parallel.tensor == 2
+
+
+@pytest.fixture
+def own_recipes(tmp_path):
+    """A folder with an experiment of the user's, whose path needs quoting."""
+    folder = tmp_path / "my recipes"
+    (folder / "experiment").mkdir(parents=True)
+    recipe = "# @package _global_\ndefaults: [quickstart, _self_]\nexperiment: mine\ndescription: my own\nsteps: 7\n"
+    (folder / "experiment" / "mine.yaml").write_text(recipe)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["--config-dir={}", "--config-dir {}"])
+def test_recipes_of_the_user_build_on_ours(own_recipes, form):
+    form, *value = [part.format(own_recipes) for part in form.split()]
+    options = parse("ppo", ["+experiment=mine", form, *value, "seed=3"])
+    assert (options.experiment, options.steps, options.seed) == ("mine", 7, 3)
+    assert options.policy.parallel.tensor == 2
+
+
+def test_recipes_of_the_user_are_listed_with_ours(own_recipes, capsys):
+    with pytest.raises(SystemExit):
+        parse("ppo", ["--list", "--config-dir", str(own_recipes)])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == sorted([*experiments(), "mine"])
+
+
+def test_a_folder_of_recipes_that_cannot_be_meant_is_refused(own_recipes):
+    with pytest.raises(UserError, match="--config-dir: expected a folder"):
+        parse("ppo", ["+experiment=mine", "--config-dir"])
+    with pytest.raises(UserError, match="expected recipes there, as .*/experiment/experiment/NAME.yaml"):
+        parse("ppo", ["+experiment=mine", f"--config-dir={own_recipes / 'experiment'}"])
+    (own_recipes / "experiment" / "quickstart.yaml").write_text("steps: 1\n")
+    with pytest.raises(UserError, match="quickstart is one of the recipes that come with areal-mega; rename it"):
+        parse("ppo", ["+experiment=quickstart", f"--config-dir={own_recipes}"])

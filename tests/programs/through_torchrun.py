@@ -5,4 +5,4 @@ import sys
 from areal_mega.runtime.torchrun import torchrun
 
 if __name__ == "__main__":
-    sys.exit(torchrun("train_ppo.py", *sys.argv[1:]))
+    sys.exit(torchrun("train_ppo", *sys.argv[1:]))
