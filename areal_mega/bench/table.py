@@ -92,10 +92,10 @@ def _numbers(row: Row) -> list[str]:
     """In the order of `_NUMBERS`."""
     return [
         _milliseconds(row.median_ms),
-        "-" if row.ratio is None else f"{row.ratio:.3g}x",
-        "-" if row.fraction_of_limit is None else f"{100 * row.fraction_of_limit:.0f}% {row.limit}",
-        "-" if row.gb_per_s is None else f"{row.gb_per_s:.3g}",
-        "-" if row.tflop_per_s is None else f"{row.tflop_per_s:.3g}",
+        "-" if row.ratio is None else f"{_short(row.ratio)}x",
+        "-" if row.fraction_of_limit is None else f"{100 * row.fraction_of_limit:.2g}% {row.limit}",
+        "-" if row.gb_per_s is None else _short(row.gb_per_s),
+        "-" if row.tflop_per_s is None else _short(row.tflop_per_s),
         "-" if row.peak_extra_mb is None else f"{row.peak_extra_mb:.1f}",
         f"{row.outputs_mb:.1f}",
         f"{row.error:.1e}",
@@ -103,7 +103,12 @@ def _numbers(row: Row) -> list[str]:
 
 
 def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+    return "-" if value is None else _short(value)
+
+
+def _short(value: float) -> str:
+    """Three digits, but never in powers of ten."""
+    return f"{value:.3g}" if 1e-4 <= value < 100 else f"{value:.0f}"
 
 
 def _line(cells: Sequence[str]) -> str:
