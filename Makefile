@@ -54,7 +54,7 @@ gpu: ## Build with CUDA, test and measure on the GPU here; PYTHON=python3 takes 
 	@echo "gpu: building areal_mega with CUDA kernels into $(GPU_SITE)"
 	@AREAL_MEGA_CUDA=1 $(GPU_PIP) --no-build-isolation .
 	@name="$$($(GPU_RUN) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')"; status=0; \
-		$(GPU_RUN) -m pytest -m gpu tests/ops $(ARGS) || status=$$?; \
+		$(GPU_RUN) -m pytest -m gpu tests/ops tests/bench $(ARGS) || status=$$?; \
 		$(GPU_RUN) tools/bench.py --device cuda --shapes real --peers --json "benchmarks/$$name.json" || status=$$?; \
 		exit $$status
 

@@ -160,12 +160,13 @@ def _value(tokens: int, device: torch.device, shapes: Shapes, peers: bool) -> Ca
 def _value_loss_in_torch(
     values: Tensor, old_values: Tensor, returns: Tensor, loss_mask: Tensor, loss_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    error = (values - returns).square()
-    bounded = (old_values + (values - old_values).clamp(-_VALUE_CLIP, _VALUE_CLIP) - returns).square()
+    change, error = values - old_values, (values - returns).square()
+    bounded = (old_values + change.clamp(-_VALUE_CLIP, _VALUE_CLIP) - returns).square()
     larger = torch.maximum(error, bounded)
     total = 0.5 * (loss_weight * torch.where(loss_mask, larger, 0.0)).sum()
     with torch.no_grad():
-        counted = loss_mask, values, returns, error, bounded > error, returns.square()
+        clipped = (change.abs() > _VALUE_CLIP) & (bounded > error)
+        counted = loss_mask, values, returns, error, clipped, returns.square()
         statistics = torch.stack([torch.where(loss_mask, x, 0).sum(dtype=torch.float32) for x in counted])
     return total, statistics
 
