@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace, console: Console) -> tuple[list[Row], lis
         limits, clock, machine = Limits(device), clock_of(device), machine_name(device)
         for plan in plans:
             progress.update(task, description=f"{plan.title}: inputs")
+            if not console.is_terminal:  # where the bar shows only at the end
+                console.print(f"measuring {plan.title}", markup=False, highlight=False)
             new, without = measure(
                 *(plan, arguments.peers, _SECONDS[arguments.shapes], clock, limits, machine),
                 say=lambda what, plan=plan: progress.update(task, description=f"{plan.title}: {what}"),
