@@ -6,16 +6,29 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-deps
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
-CPP_SOURCES := $(filter csrc/%,$(BUILD_INPUTS))
+BUILD_INPUTS := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CPP_SOURCES := $(filter csrc/%,$(BUILD_INPUTS)) $(wildcard tests/cuda_emulation/*.h tests/cuda_emulation/*.cpp)
 WHEEL := build/wheel
 # The versions of torch that a wheel is tried under: ours and the oldest.
 TORCHES = $(patsubst torch==%,%,$(call pin,torch)) 2.6.0
 # The pin of a package in the lock file, as pip takes it.
 pin = $(shell grep '^$(1)==' $(LOCK))
 
+# A Python that is named for `make gpu` brings its torch and stays as it is: what it lacks goes into build/gpu. If none
+# is named, it is that of .venv.
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+GPU_SITE := $(CURDIR)/build/gpu
+GPU_RUN = PYTHONPATH=$(GPU_SITE) PATH="$(GPU_SITE)/bin:$$PATH" $(GPU_PYTHON) -P
+GPU_PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $(GPU_RUN) -m pip install -qq --no-deps --upgrade --target $(GPU_SITE)
+GPU_TOOLS := setuptools wheel pybind11 cmake ninja pytest pytest-timeout iniconfig pluggy packaging Pygments hypothesis \
+	sortedcontainers rich markdown-it-py mdurl matplotlib contourpy cycler fonttools kiwisolver numpy pillow pyparsing \
+	python-dateutil six
+MISSING := import re, sys; from importlib.metadata import distributions; \
+	plain = lambda name: re.sub("[-_.]+", "-", name).lower(); have = {plain(d.name) for d in distributions()}; \
+	print(*(pin for pin in sys.argv[1:] if plain(pin.split("==")[0]) not in have))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart smollm2 test lint format wheel clean
+.PHONY: help setup quickstart smollm2 test bench gpu lint format wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -31,6 +44,22 @@ smollm2: setup ## Train SmolLM2-135M-Instruct with GRPO on this machine; ARGS=".
 
 test: setup ## Run all tests; ARGS="-k gae" picks some
 	@$(BIN)/python -P -m pytest --durations=15 $(ARGS)
+
+bench: setup ## Measure every kernel next to torch and others; writes benchmarks/cpu.json and .png
+	@$(BIN)/python -P tools/bench.py --device cpu --shapes real --peers --json benchmarks/cpu.json
+
+# A failing test does not keep the figures back: who has a GPU may have it for a short time only.
+gpu: ## Build with CUDA, test and measure on the GPU here; PYTHON=python3 takes a Python that has its own torch
+	@$(GPU_PYTHON) -P -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || \
+		{ echo "$(GPU_PYTHON) has no torch that finds a GPU. Name one that has: make gpu PYTHON=/path/to/python3"; exit 1; }
+	@missing="$$($(GPU_RUN) -c '$(MISSING)' $(foreach tool,$(GPU_TOOLS),$(call pin,$(tool))))"; test -z "$$missing" || \
+		{ echo "gpu: installing $$missing into $(GPU_SITE)"; $(GPU_PIP) $$missing; }
+	@echo "gpu: building areal_mega with CUDA kernels into $(GPU_SITE)"
+	@AREAL_MEGA_CUDA=1 $(GPU_PIP) --no-build-isolation .
+	@name="$$($(GPU_RUN) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')"; status=0; \
+		$(GPU_RUN) -m pytest -m gpu tests/ops tests/bench $(ARGS) || status=$$?; \
+		$(GPU_RUN) tools/bench.py --device cuda --shapes real --peers --json "benchmarks/$$name.json" || status=$$?; \
+		exit $$status
 
 lint: setup ## Check style, types, the direction of imports and the C++ format
 	@$(BIN)/ruff check

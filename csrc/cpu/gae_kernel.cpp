@@ -72,21 +72,30 @@ void scan(const GaeArguments<T>& x, const Decay<T, kLambdas>& decay, int64_t beg
           Carry<T, kLambdas>& carry) {
     const int64_t aligned_end = end - (end - begin) % kLanes<T>;
     scan_serially<write>(x, decay, aligned_end, end, carry);
+    // All in registers: through memory the next vector's deltas would wait for this one's advantages.
+    const GaeArguments<T> own = x;
+    const Decay<T, kLambdas> own_decay = decay;
+    Vector<T> following = Vector<T>{} + carry.value, following_advantages[kLambdas];
+    for (int i = 0; i < kLambdas; ++i) following_advantages[i] = Vector<T>{} + carry.advantages[i];
     for (int64_t t = aligned_end - kLanes<T>; t >= begin; t -= kLanes<T>) {
-        const Vector<T> values = load(x.values + t);
-        const Vector<T> next_values = shift<T, 1>(values, Vector<T>{} + carry.value);
-        const Vector<T> deltas = load(x.rewards + t) + x.gamma * next_values - values;
+        const Vector<T> values = load(own.values + t);
+        const Vector<T> next_values = shift<T, 1>(values, following);
+        const Vector<T> deltas = load(own.rewards + t) + own.gamma * next_values - values;
         Vector<T> advantages[kLambdas];
         for (int i = 0; i < kLambdas; ++i) {
-            advantages[i] = discounted_suffix_sums(deltas, decay.c[i]) + decay.powers[i] * carry.advantages[i];
-            carry.advantages[i] = advantages[i][0];
+            const Vector<T> sums = discounted_suffix_sums(deltas, own_decay.c[i]);
+            advantages[i] = sums + own_decay.powers[i] * following_advantages[i];
+            following_advantages[i] = Vector<T>{} + advantages[i][0];
         }
-        carry.value = values[0];
+        following = values;
         if constexpr (write) {
-            store(x.advantages + t, advantages[0]);
-            store(x.returns + t, advantages[kLambdas - 1] + values);
+            store(own.advantages + t, advantages[0]);
+            store(own.returns + t, advantages[kLambdas - 1] + values);
         }
     }
+    if (aligned_end - begin < kLanes<T>) return;
+    carry.value = following[0];
+    for (int i = 0; i < kLambdas; ++i) carry.advantages[i] = following_advantages[i][0];
 }
 
 // Where the run of equal bytes that ends before `end` begins; all that are not 0 are equal.
