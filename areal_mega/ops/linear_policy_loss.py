@@ -50,10 +50,11 @@ def linear_policy_loss(
     are: for a chunk of tokens, logits, log-probs, loss and both gradients follow each other, and no logits are
     computed twice. Forward stores the gradients; backward multiplies them by what reaches the loss. It may run once.
 
-    hidden, weight, targets, temperature, vocab_size, vocab_start, group, sequence_parallel, backend: see
-    `areal_mega.ops.linear_logprob`; an ignored target is a masked token. advantages, proximal_logprobs, loss_mask,
-    loss_weight, options, behavior_logprobs, reference_logprobs: ``[T]`` of all T tokens, see
-    `areal_mega.ops.policy_loss`; the log-probs and the rest in float32 (float64 for float64 weights).
+    hidden, weight, targets, temperature, vocab_size, vocab_start, group, sequence_parallel: see
+    `areal_mega.ops.linear_logprob`; an ignored target is a masked token. backend: of the passes over the logits and of
+    the loss. advantages, proximal_logprobs, loss_mask, loss_weight, options, behavior_logprobs, reference_logprobs:
+    ``[T]`` of all T tokens, see `areal_mega.ops.policy_loss`; the log-probs and the rest in float32 (float64 for
+    float64 weights).
 
     loss_scale: the gradient that will reach the loss, if it is not 1: a scale against underflow in float16, for one.
     It is in the gradients before they are rounded. main_grad: `weight`'s gradient is added to it already in forward,
@@ -117,12 +118,12 @@ def _head(
 class _Loss:
     """Loss and statistics, summed over chunks of tokens in float64."""
 
-    def __init__(self, targets: Tensor, tensors: Sequence[Tensor], options: PolicyLossOptions) -> None:
+    def __init__(self, targets: Tensor, tensors: Sequence[Tensor], options: PolicyLossOptions, backend: str) -> None:
         """tensors: ``[T]`` each: advantages, proximal log-probs, mask, weight; behavior and reference log-probs, which
         may be None."""
         advantages, proximal, mask, weight, *log_probs = tensors
         self._needed, self._optional = (advantages, proximal, mask & (targets >= 0), weight), log_probs
-        self._ignored, self._options = targets < 0, options
+        self._ignored, self._options, self._backend = targets < 0, options, backend
         self._sums = torch.zeros(1 + len(POLICY_STATISTICS), dtype=torch.float64, device=targets.device)
         self._outputs: list[tuple[Tensor, Tensor]] = []
 
@@ -136,6 +137,7 @@ class _Loss:
             *(logprob, entropy, advantages, proximal, mask, weight, self._options),
             behavior_logprobs=behavior,
             reference_logprobs=reference,
+            backend=self._backend,
         )
         self._sums += torch.cat([loss[None].double(), statistics])
         self._outputs.append((logprob, entropy))
@@ -159,7 +161,7 @@ def _run(hidden: Tensor, weight: Tensor, targets: Tensor, main_grad: Tensor | No
     total = grad_weight if main_grad is None else main_grad
     of_hidden = HiddenGradient(head) if needs_hidden else None
     of_weight = [WeightGradient(total[block], main_grad is not None, len(head.chunks())) for block in head.blocks()]
-    loss = _Loss(targets, tensors, PolicyLossOptions.from_numbers(numbers))
+    loss = _Loss(targets, tensors, PolicyLossOptions.from_numbers(numbers), settings.backend)
     for chunk in head.chunks():
         logits = [head.logits(chunk, block) for block in head.blocks()]
         logprob, entropy, lse = combine(_statistics(head, chunk, logits), group)

@@ -2,7 +2,8 @@
 gradient backward (one read, one write). Between them stand the few numbers of each row that tensor-parallel ranks
 exchange; `areal_mega.ops.vocab_parallel` combines those.
 
-Throughout, z = logits / temperature, and only the first ``columns`` columns count: the rest is padding.
+Throughout, z = logits / temperature, and only the first ``columns`` columns count: the rest is padding. Backends:
+``cpp``, ``triton`` and ``reference``; see `areal_mega.ops.backend.choose`.
 """
 
 from __future__ import annotations
