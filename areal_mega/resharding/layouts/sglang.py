@@ -31,8 +31,7 @@ def sglang_layout(hf: Any, place: SGLangPlace) -> Layout:
     """
     model = Model(hf)
     place.check(model)
-    if place.fused_shared_experts and model.sizes.get("shared_ffn") != model.sizes.get("expert_ffn"):
-        raise UserError("fused_shared_experts needs a model with one shared expert, of the size of the routed ones")
+    _check_served(hf, model, place)
     assembly = Assembly()
     _add_vocabulary(assembly, EMBEDDING, model, place)
     for layer in range(model.layers):
@@ -41,6 +40,23 @@ def sglang_layout(hf: Any, place: SGLangPlace) -> Layout:
     if not model.tied:  # tied: its output layer is the embedding
         _add_vocabulary(assembly, OUTPUT, model, place)
     return assembly.layout()
+
+
+def _check_served(hf: Any, model: Model, place: SGLangPlace) -> None:
+    """What SGLang 0.5.23 makes of such a model is another one."""
+    mixture = hf.model_type in ("qwen3_moe", "mixtral")
+    problems = {
+        "has one shared expert, of the size of the routed ones": place.fused_shared_experts
+        and model.sizes.get("shared_ffn") != model.sizes.get("expert_ffn"),
+        "has experts in every layer": mixture and model.has_dense_layers,
+        "has an output layer of its own (tie_word_embeddings=false)": mixture and model.tied,
+        "has head_dim = hidden_size / num_attention_heads": hf.model_type == "mixtral"
+        and model.head_dim * model.heads != model.sizes["hidden"],
+    }
+    for expected, wrong in problems.items():
+        if wrong:
+            fused = " with fused_shared_experts" if place.fused_shared_experts else ""
+            raise UserError(f"SGLang serves a {hf.model_type} model{fused} only if it {expected}")
 
 
 def _add_vocabulary(assembly: Assembly, row: Row, model: Model, place: SGLangPlace) -> None:
