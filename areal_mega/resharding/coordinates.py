@@ -7,7 +7,7 @@ intersection of their boxes; loading, saving, converting and resharding are the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -46,6 +46,20 @@ class Box:
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
         return Box(self.name, start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+    def without(self, other: Box) -> Iterator[Box]:
+        """The rest, as disjoint boxes."""
+        common = self.intersect(other)
+        if common is None:
+            yield self
+            return
+        start, stop = list(self.start), list(self.stop)
+        for axis, (a, b) in enumerate(zip(common.start, common.stop, strict=True)):
+            if start[axis] < a:
+                yield Box(self.name, tuple(start), (*stop[:axis], a, *stop[axis + 1 :]))
+            if b < stop[axis]:
+                yield Box(self.name, (*start[:axis], b, *start[axis + 1 :]), tuple(stop))
+            start[axis], stop[axis] = a, b
 
 
 @dataclass(frozen=True)
