@@ -1,9 +1,10 @@
-"""Weights between a Megatron model and Hugging Face names, through the table in `weight_table`."""
+"""Weights between a Megatron model and Hugging Face names, through the layouts of `resharding`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,8 @@ from transformers import PretrainedConfig
 
 from areal_mega.policy.checkpoint_files import HFWeights
 from areal_mega.policy.gpt import PackedGPT
-from areal_mega.policy.weight_table import VALUE_HEAD, pieces
+from areal_mega.resharding.coordinates import Layout
+from areal_mega.resharding.layouts import VALUE_HEAD, MegatronPlace, file_layout, megatron_layout
 from areal_mega.runtime.distributed import Topology
 
 BUCKET = 64 << 20  # elements gathered in one message
@@ -30,6 +32,11 @@ def named_parameters(gpt: PackedGPT) -> dict[str, torch.nn.Parameter]:
     }
 
 
+def place(topology: Topology) -> MegatronPlace:
+    """Where this rank is in the layout of the weights."""
+    return MegatronPlace(tp=topology.tp, tp_rank=topology.tp_rank, pp=topology.pp, pp_rank=topology.pp_rank)
+
+
 @torch.no_grad()
 def load(gpt: PackedGPT, hf: PretrainedConfig, folder: str, topology: Topology) -> None:
     """Fill this rank's parameters from a HF folder, reading only the slices that it holds.
@@ -40,13 +47,15 @@ def load(gpt: PackedGPT, hf: PretrainedConfig, folder: str, topology: Topology) 
         UserError: a missing, misshapen or unreadable tensor or file.
     """
     files = HFWeights(folder)
+    critic = gpt.head == "value"
+    layout = megatron_layout(hf, place(topology), critic)
+    shapes = file_layout(hf, critic).shapes
     for name, parameter in named_parameters(gpt).items():
         if name == VALUE_HEAD and VALUE_HEAD not in files:
             continue
-        parts = [files.read(p) for p in pieces(name, parameter.shape, hf, topology.tp, topology.tp_rank)]
-        rows = sum(len(part) for part in parts)
-        parameter[:rows] = torch.cat(parts).to(parameter)
-        parameter[rows:] = 0
+        parameter.zero_()  # the padding
+        for piece in layout.by_parameter[name]:
+            piece.view(parameter).copy_(files.read(piece.box, shapes[piece.box.name]))
 
 
 def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology) -> Iterator[tuple[str, Tensor]]:
@@ -61,17 +70,21 @@ def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topolo
     tied_copy = hf.tie_word_embeddings and topology.pp > 1
     own = {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}
     group = parallel_state.get_pipeline_model_parallel_group()
-    layouts: list[list[_Entry]] = [[] for _ in range(topology.pp)]
-    dist.all_gather_object(layouts, [(k, v.shape, v.dtype) for k, v in own.items()], group=group)
-    for stage, layout in enumerate(layouts):
-        for bucket in _buckets(layout):
+    entries: list[list[_Entry]] = [[] for _ in range(topology.pp)]
+    dist.all_gather_object(entries, [(k, v.shape, v.dtype) for k, v in own.items()], group=group)
+    critic = any(name == VALUE_HEAD for stage in entries for name, _, _ in stage)
+    shapes = file_layout(hf, critic).shapes
+    for stage, tensors_there in enumerate(entries):
+        places = [replace(place(topology), tp_rank=rank, pp_rank=stage) for rank in range(topology.tp)]
+        layouts = [megatron_layout(hf, there, critic) for there in places]
+        for bucket in _buckets(tensors_there):
             here = topology.pp_rank == stage
             flat = _gather_tp([own[name] for name, _, _ in bucket], topology) if here else None
             if stage and topology.tp_rank == 0:
                 flat = _to_first_stage(flat, stage, bucket, topology)
             if topology.is_main:
                 assert flat is not None
-                yield from _assemble(bucket, flat, hf, topology.tp)
+                yield from _assemble(bucket, flat, layouts, shapes)
 
 
 def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
@@ -115,19 +128,20 @@ def _to_first_stage(flat: Tensor | None, stage: int, bucket: list[_Entry], topol
     return received
 
 
-def _assemble(bucket: list[_Entry], flat: Tensor, hf: PretrainedConfig, tp: int) -> Iterator[tuple[str, Tensor]]:
-    """Put the pieces of every TP rank in their places. flat: ``[tp, n]``, the bucket's tensors end to end."""
+def _assemble(
+    bucket: list[_Entry], flat: Tensor, layouts: list[Layout], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Put the pieces of every TP rank in their places.
+
+    flat: ``[tp, n]``, the bucket's tensors end to end. layouts: of each TP rank. shapes: of the whole tensors.
+    """
     sizes = [shape.numel() for _, shape, _ in bucket]
     for (name, shape, dtype), shards in zip(bucket, flat.split(sizes, dim=1), strict=True):
         whole: dict[str, Tensor] = {}
-        for rank in range(tp):
-            offset = 0
-            local = shards[rank].view(shape)
-            for piece in pieces(name, shape, hf, tp, rank):
-                rows = piece.stop - piece.start if piece.dim == 0 else len(local)
-                if piece.name not in whole:
-                    whole[piece.name] = torch.empty(piece.shape, dtype=dtype, device=flat.device)
-                place = whole[piece.name].narrow(piece.dim, piece.start, piece.stop - piece.start)
-                place.copy_(local[offset : offset + rows])
-                offset += rows
+        for layout, shard in zip(layouts, shards, strict=True):
+            for piece in layout.by_parameter[name]:
+                tensor = piece.box.name
+                if tensor not in whole:
+                    whole[tensor] = torch.empty(shapes[tensor], dtype=dtype, device=flat.device)
+                whole[tensor][piece.box.slices] = piece.view(shard.view(shape))
         yield from whole.items()

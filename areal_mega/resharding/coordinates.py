@@ -11,6 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, order=True)
@@ -30,6 +34,11 @@ class Box:
     def numel(self) -> int:
         return prod(self.shape)
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What indexes the box in the whole tensor."""
+        return tuple(map(slice, self.start, self.stop))
+
     def intersect(self, other: Box) -> Box | None:
         """What both hold; None if that is nothing."""
         if self.name != other.name:
@@ -37,6 +46,20 @@ class Box:
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
         return Box(self.name, start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+    def without(self, other: Box) -> Iterator[Box]:
+        """The rest, as disjoint boxes."""
+        common = self.intersect(other)
+        if common is None:
+            yield self
+            return
+        start, stop = list(self.start), list(self.stop)
+        for axis, (a, b) in enumerate(zip(common.start, common.stop, strict=True)):
+            if start[axis] < a:
+                yield Box(self.name, tuple(start), (*stop[:axis], a, *stop[axis + 1 :]))
+            if b < stop[axis]:
+                yield Box(self.name, (*start[:axis], b, *start[axis + 1 :]), tuple(stop))
+            start[axis], stop[axis] = a, b
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,10 @@ class Piece:
         """The same for a box inside this one."""
         moved = (s * (b - a) for s, a, b in zip(self.strides, self.box.start, box.start, strict=True))
         return Piece(box, self.parameter, self.offset + sum(moved), self.strides)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The piece's elements, shaped like its box, in the holder's contiguous ``tensor``."""
+        return tensor.view(-1)[self.offset :].as_strided(self.box.shape, self.strides)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +104,13 @@ class Layout:
             found.setdefault(piece.box.name, []).append(piece)
         return {name: tuple(pieces) for name, pieces in found.items()}
 
-    def of_parameter(self, parameter: str) -> Iterator[Piece]:
-        """The pieces of one of the holder's own tensors."""
-        return (piece for piece in self.pieces if piece.parameter == parameter)
+    @cached_property
+    def by_parameter(self) -> Mapping[str, tuple[Piece, ...]]:
+        """The pieces of each of the holder's own tensors."""
+        found: dict[str, list[Piece]] = {name: [] for name in self.shapes}
+        for piece in self.pieces:
+            found[piece.parameter].append(piece)
+        return {name: tuple(pieces) for name, pieces in found.items()}
 
     @cached_property
     def numel(self) -> int:
