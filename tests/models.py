@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,24 @@ def save_tiny_model(folder: str | Path, family: str, seed: int = 0, **overrides:
     model = tiny_model(family, seed, **overrides)
     model.save_pretrained(folder)
     return model
+
+
+def as_in_files(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a model's parameters by the names that checkpoints have, where every expert has its own."""
+    return dict(_separated(model.config.model_type, tensors))
+
+
+def _separated(family: str, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    gate, up, down = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    for name, tensor in tensors.items():
+        if family == "mixtral":
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        if name.endswith(".experts.gate_up_proj"):
+            for expert, both in enumerate(tensor):
+                prefix = f"{name.removesuffix('gate_up_proj')}{expert}."
+                yield from zip((f"{prefix}{gate}.weight", f"{prefix}{up}.weight"), both.chunk(2), strict=True)
+        elif name.endswith(".experts.down_proj"):
+            for expert, matrix in enumerate(tensor):
+                yield f"{name.removesuffix('down_proj')}{expert}.{down}.weight", matrix
+        else:
+            yield name, tensor

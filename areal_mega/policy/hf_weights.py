@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,17 +21,19 @@ BUCKET = 64 << 20  # elements gathered in one message
 _Entry = tuple[str, torch.Size, torch.dtype]  # Megatron name, local shape, type
 
 
-def named_parameters(gpt: PackedGPT) -> dict[str, torch.nn.Parameter]:
-    """The stage's parameters by Megatron name, with layer numbers of the whole model."""
+def named_parameters(chunks: Sequence[PackedGPT]) -> dict[str, torch.nn.Parameter]:
+    """The parameters of a stage's model chunks by Megatron name, with layer numbers of the whole model."""
+    return {name: parameter for gpt in chunks for name, parameter in _of_chunk(gpt)}
+
+
+def _of_chunk(gpt: PackedGPT) -> Iterator[tuple[str, torch.nn.Parameter]]:
     numbers = [layer.layer_number - 1 for layer in gpt.decoder.layers]
-    return {
-        re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{numbers[int(m[1])]}.", name): parameter
-        for name, parameter in gpt.named_parameters()
-    }
+    for name, parameter in gpt.named_parameters():
+        yield re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{numbers[int(m[1])]}.", name), parameter
 
 
 @torch.no_grad()
-def load(gpt: PackedGPT, hf: PretrainedConfig, folder: str, topology: Topology) -> None:
+def load(chunks: Sequence[PackedGPT], hf: PretrainedConfig, folder: str, topology: Topology) -> None:
     """Fill this rank's parameters from a HF folder, reading only the slices that it holds.
 
     A critic's value head keeps its initial value where the folder has none.
@@ -40,7 +42,7 @@ def load(gpt: PackedGPT, hf: PretrainedConfig, folder: str, topology: Topology) 
         UserError: a missing, misshapen or unreadable tensor or file.
     """
     files = HFWeights(folder)
-    for name, parameter in named_parameters(gpt).items():
+    for name, parameter in named_parameters(chunks).items():
         if name == VALUE_HEAD and VALUE_HEAD not in files:
             continue
         parts = [files.read(p) for p in pieces(name, parameter.shape, hf, topology.tp, topology.tp_rank)]
@@ -56,7 +58,7 @@ def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topolo
     replica 0 must iterate to the end; only rank 0 gets anything. Tensors are gathered over TP on each stage,
     then sent to the first stage, one message per bucket of tensors.
     """
-    if topology.dp_rank:
+    if topology.dp_rank or topology.cp_rank:
         return
     tied_copy = hf.tie_word_embeddings and topology.pp > 1
     own = {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from areal_mega.policy.spec import head_dim
+from areal_mega.policy.rotary import head_dim
 
 VALUE_HEAD = "value_head.weight"
 

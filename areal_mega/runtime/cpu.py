@@ -28,7 +28,7 @@ def enable() -> None:
     Raises:
         RuntimeError: Megatron-Core has been imported already, with CUDA devices.
     """
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if enabled():
         return
     loaded = next((name for name in sys.modules if _belongs(name)), None)
     if loaded:
@@ -37,6 +37,11 @@ def enable() -> None:
             "initialize (or areal_mega.runtime.cpu.enable) before the first import of megatron"
         )
     sys.meta_path.insert(0, _Finder())
+
+
+def enabled() -> bool:
+    """Whether Megatron-Core runs on the CPU in this process."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
 def rewrite(source: bytes, path: str) -> ast.Module:
