@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from areal_mega.config.errors import UserError
-from areal_mega.policy.weight_table import Piece
+from areal_mega.resharding.coordinates import Box
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -41,24 +41,23 @@ class HFWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def read(self, piece: Piece) -> Tensor:
-        """The slice that ``piece`` describes.
+    def read(self, box: Box, shape: tuple[int, ...]) -> Tensor:
+        """The elements in ``box`` of a tensor that has, or should have, this ``shape``.
 
         Raises:
             UserError: the tensor is missing or has another shape than config.json implies.
         """
-        if piece.name not in self._files:
-            raise UserError(f"{self.folder} has no tensor {piece.name}, which its config.json asks for")
-        file = self._files[piece.name]
+        if box.name not in self._files:
+            raise UserError(f"{self.folder} has no tensor {box.name}, which its config.json asks for")
+        file = self._files[box.name]
         try:
-            tensor = self._handle(file).get_slice(piece.name)
+            tensor = self._handle(file).get_slice(box.name)
         except SafetensorError as error:
-            raise UserError(f"{file} does not hold {piece.name}, which {INDEX} says is there") from error
-        shape = tuple(tensor.get_shape())
-        if shape != piece.shape:
-            raise UserError(f"{file}: tensor {piece.name} has shape {shape}, but config.json implies {piece.shape}")
-        part = slice(piece.start, piece.stop)
-        return tensor[part] if piece.dim == 0 else tensor[:, part]
+            raise UserError(f"{file} does not hold {box.name}, which {INDEX} says is there") from error
+        found = tuple(tensor.get_shape())
+        if found != shape:
+            raise UserError(f"{file}: tensor {box.name} has shape {found}, but config.json implies {shape}")
+        return tensor[box.slices]
 
     def _locate(self) -> dict[str, Path]:
         index = self.folder / INDEX

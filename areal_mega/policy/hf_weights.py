@@ -1,9 +1,10 @@
-"""Weights between a Megatron model and Hugging Face names, through the table in `weight_table`."""
+"""Weights between a Megatron model and Hugging Face names, through the layouts of `resharding`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,9 @@ from transformers import PretrainedConfig
 
 from areal_mega.policy.checkpoint_files import HFWeights
 from areal_mega.policy.gpt import PackedGPT
-from areal_mega.policy.weight_table import VALUE_HEAD, pieces
+from areal_mega.resharding.coordinates import Layout
+from areal_mega.resharding.layouts import VALUE_HEAD, MegatronPlace, file_layout, megatron_layout
+from areal_mega.runtime import extensions
 from areal_mega.runtime.distributed import Topology
 
 BUCKET = 64 << 20  # elements gathered in one message
@@ -23,13 +26,35 @@ _Entry = tuple[str, torch.Size, torch.dtype]  # Megatron name, local shape, type
 
 def named_parameters(chunks: Sequence[PackedGPT]) -> dict[str, torch.nn.Parameter]:
     """The parameters of a stage's model chunks by Megatron name, with layer numbers of the whole model."""
-    return {name: parameter for gpt in chunks for name, parameter in _of_chunk(gpt)}
+    return {_global_name(gpt, name): parameter for gpt in chunks for name, parameter in gpt.named_parameters()}
 
 
-def _of_chunk(gpt: PackedGPT) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    numbers = [layer.layer_number - 1 for layer in gpt.decoder.layers]
-    for name, parameter in gpt.named_parameters():
-        yield re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{numbers[int(m[1])]}.", name), parameter
+def named_weights(chunks: Sequence[PackedGPT]) -> dict[str, Tensor]:
+    """The parameters, and the routers' biases, which no gradient moves."""
+    buffers = {
+        _global_name(gpt, name): buffer
+        for gpt in chunks
+        for name, buffer in gpt.named_buffers()
+        if name.endswith("router.expert_bias")
+    }
+    return {**named_parameters(chunks), **buffers}
+
+
+def place(topology: Topology) -> MegatronPlace:
+    """Where this rank is in the layout of the weights."""
+    t = topology
+    return MegatronPlace(
+        tp=t.tp,
+        tp_rank=t.tp_rank,
+        pp=t.pp,
+        pp_rank=t.pp_rank,
+        vpp=t.vpp,
+        ep=t.ep,
+        ep_rank=t.ep_rank,
+        etp=t.etp,
+        etp_rank=t.etp_rank,
+        grouped_experts=extensions.transformer_engine(),
+    )
 
 
 @torch.no_grad()
@@ -42,38 +67,94 @@ def load(chunks: Sequence[PackedGPT], hf: PretrainedConfig, folder: str, topolog
         UserError: a missing, misshapen or unreadable tensor or file.
     """
     files = HFWeights(folder)
-    for name, parameter in named_parameters(chunks).items():
+    critic = chunks[0].head == "value"
+    layout = megatron_layout(hf, place(topology), critic)
+    shapes = file_layout(hf, critic).shapes
+    for name, weight in named_weights(chunks).items():
         if name == VALUE_HEAD and VALUE_HEAD not in files:
             continue
-        parts = [files.read(p) for p in pieces(name, parameter.shape, hf, topology.tp, topology.tp_rank)]
-        rows = sum(len(part) for part in parts)
-        parameter[:rows] = torch.cat(parts).to(parameter)
-        parameter[rows:] = 0
+        weight.zero_()  # the padding
+        for piece in layout.by_parameter[name]:
+            piece.view(weight).copy_(files.read(piece.box, shapes[piece.box.name]))
 
 
 def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors in HF names on rank 0, from each rank's ``tensors`` in Megatron names.
 
-    tensors: shaped like the parameters of the same name (weights, or their gradients). All ranks of DP
-    replica 0 must iterate to the end; only rank 0 gets anything. Tensors are gathered over TP on each stage,
-    then sent to the first stage, one message per bucket of tensors.
+    tensors: shaped like the parameters of the same name (weights, or their gradients). All ranks must iterate to
+    the end; only rank 0 gets anything. On each stage tensors are gathered over the ranks that hold parts of them (TP,
+    or ETP x EP for experts), then sent to the first stage, one message per bucket of tensors.
     """
-    if topology.dp_rank or topology.cp_rank:
-        return
     tied_copy = hf.tie_word_embeddings and topology.pp > 1
     own = {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}
-    group = parallel_state.get_pipeline_model_parallel_group()
-    layouts: list[list[_Entry]] = [[] for _ in range(topology.pp)]
-    dist.all_gather_object(layouts, [(k, v.shape, v.dtype) for k, v in own.items()], group=group)
-    for stage, layout in enumerate(layouts):
-        for bucket in _buckets(layout):
+    critic = VALUE_HEAD in own
+    if topology.pp > 1:
+        box = [critic]
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast_object_list(box, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        critic = box[0]
+    shapes = file_layout(hf, critic).shapes
+    for holders in _holders(topology):
+        yield from _export({k: v for k, v in own.items() if holders.have(k)}, holders, hf, critic, shapes, topology)
+
+
+@dataclass(frozen=True)
+class _Holders:
+    """The ranks of a stage that together hold its tensors of one kind, once: places of each, in the group's order.
+
+    takes_part: whether this rank is one of them. leads: whether it is the first of them on its stage.
+    """
+
+    experts: bool
+    group: dist.ProcessGroup
+    places: list[MegatronPlace]
+    takes_part: bool
+
+    def have(self, name: str) -> bool:
+        return self.experts == (".mlp.experts." in name)
+
+    @property
+    def leads(self) -> bool:
+        return self.takes_part and self.group.rank() == 0
+
+
+def _holders(t: Topology) -> Iterator[_Holders]:
+    here = place(t)
+    dense = [replace(here, tp_rank=rank) for rank in range(t.tp)]
+    yield _Holders(False, parallel_state.get_tensor_model_parallel_group(), dense, not (t.dp_rank or t.cp_rank))
+    experts = [replace(here, ep_rank=ep, etp_rank=etp) for ep in range(t.ep) for etp in range(t.etp)]
+    group = parallel_state.get_expert_tensor_and_model_parallel_group()
+    yield _Holders(True, group, experts, not t.edp_rank)
+
+
+def _export(
+    own: Mapping[str, Tensor],
+    holders: _Holders,
+    hf: PretrainedConfig,
+    critic: bool,
+    shapes: Mapping[str, tuple[int, ...]],
+    topology: Topology,
+) -> Iterator[tuple[str, Tensor]]:
+    if not holders.takes_part:
+        return
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    entries: list[list[_Entry]] = [[] for _ in range(topology.pp)]
+    dist.all_gather_object(entries, [(k, v.shape, v.dtype) for k, v in own.items()], group=pipeline)
+    for stage, tensors_there in enumerate(entries):
+        layouts = [megatron_layout(hf, replace(there, pp_rank=stage), critic) for there in holders.places]
+        for bucket in _buckets(tensors_there):
             here = topology.pp_rank == stage
-            flat = _gather_tp([own[name] for name, _, _ in bucket], topology) if here else None
-            if stage and topology.tp_rank == 0:
-                flat = _to_first_stage(flat, stage, bucket, topology)
+            flat = _gather([own[name] for name, _, _ in bucket], holders) if here else None
+            if stage and holders.leads:
+                flat = _to_first_stage(flat, stage, bucket, len(layouts), topology)
             if topology.is_main:
                 assert flat is not None
-                yield from _assemble(bucket, flat, hf, topology.tp)
+                yield from _assemble(bucket, flat, layouts, shapes)
+
+
+def _global_name(gpt: PackedGPT, name: str) -> str:
+    numbers = [layer.layer_number - 1 for layer in gpt.decoder.layers]
+    return re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{numbers[int(m[1])]}.", name)
 
 
 def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
@@ -90,20 +171,21 @@ def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
         yield bucket
 
 
-def _gather_tp(tensors: list[Tensor], topology: Topology) -> Tensor | None:
-    """``[tp, n]`` on the first TP rank, None on the others."""
+def _gather(tensors: list[Tensor], holders: _Holders) -> Tensor | None:
+    """``[holders, n]`` on the first holder, None on the others."""
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    if topology.tp == 1:
+    if len(holders.places) == 1:
         return flat[None]
-    group = parallel_state.get_tensor_model_parallel_group()
-    first = dist.get_process_group_ranks(group)[0]
-    gathered = flat.new_empty(topology.tp, flat.numel()) if topology.tp_rank == 0 else None
-    dist.gather(flat, list(gathered) if gathered is not None else None, dst=first, group=group)
+    first = dist.get_process_group_ranks(holders.group)[0]
+    gathered = flat.new_empty(len(holders.places), flat.numel()) if holders.leads else None
+    dist.gather(flat, list(gathered) if gathered is not None else None, dst=first, group=holders.group)
     return gathered
 
 
-def _to_first_stage(flat: Tensor | None, stage: int, bucket: list[_Entry], topology: Topology) -> Tensor | None:
-    """A later stage's ``flat`` ``[tp, n]`` on the first stage, None on the others."""
+def _to_first_stage(
+    flat: Tensor | None, stage: int, bucket: list[_Entry], count: int, topology: Topology
+) -> Tensor | None:
+    """A later stage's ``flat`` ``[count, n]`` on the first stage, None on the others."""
     group = parallel_state.get_pipeline_model_parallel_group()
     ranks = dist.get_process_group_ranks(group)
     if topology.pp_rank == stage:
@@ -112,24 +194,25 @@ def _to_first_stage(flat: Tensor | None, stage: int, bucket: list[_Entry], topol
     if topology.pp_rank != 0:
         return None
     size = sum(shape.numel() for _, shape, _ in bucket)
-    received = torch.empty(topology.tp, size, dtype=bucket[0][2], device=topology.device)
+    received = torch.empty(count, size, dtype=bucket[0][2], device=topology.device)
     dist.recv(received, ranks[stage], group=group)
     return received
 
 
-def _assemble(bucket: list[_Entry], flat: Tensor, hf: PretrainedConfig, tp: int) -> Iterator[tuple[str, Tensor]]:
-    """Put the pieces of every TP rank in their places. flat: ``[tp, n]``, the bucket's tensors end to end."""
+def _assemble(
+    bucket: list[_Entry], flat: Tensor, layouts: list[Layout], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Put the pieces of every holder in their places.
+
+    flat: ``[holders, n]``, the bucket's tensors end to end. layouts: of each holder. shapes: of the whole tensors.
+    """
     sizes = [shape.numel() for _, shape, _ in bucket]
     for (name, shape, dtype), shards in zip(bucket, flat.split(sizes, dim=1), strict=True):
         whole: dict[str, Tensor] = {}
-        for rank in range(tp):
-            offset = 0
-            local = shards[rank].view(shape)
-            for piece in pieces(name, shape, hf, tp, rank):
-                rows = piece.stop - piece.start if piece.dim == 0 else len(local)
-                if piece.name not in whole:
-                    whole[piece.name] = torch.empty(piece.shape, dtype=dtype, device=flat.device)
-                place = whole[piece.name].narrow(piece.dim, piece.start, piece.stop - piece.start)
-                place.copy_(local[offset : offset + rows])
-                offset += rows
+        for layout, shard in zip(layouts, shards, strict=True):
+            for piece in layout.by_parameter[name]:
+                tensor = piece.box.name
+                if tensor not in whole:
+                    whole[tensor] = torch.empty(shapes[tensor], dtype=dtype, device=flat.device)
+                whole[tensor][piece.box.slices] = piece.view(shard.view(shape))
         yield from whole.items()

@@ -145,7 +145,7 @@ class MegatronModel:
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """HF name and whole tensor, on rank 0. The other ranks must iterate as well, and get nothing."""
         self._finish_param_gather()
-        yield from hf_weights.export(hf_weights.named_parameters(self.chunks), self.hf, self.topology)
+        yield from hf_weights.export(hf_weights.named_weights(self.chunks), self.hf, self.topology)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers loads; a critic's value head is in it as ``value_head.weight``."""

@@ -7,10 +7,14 @@ intersection of their boxes; loading, saving, converting and resharding are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, order=True)
@@ -29,6 +33,11 @@ class Box:
     @property
     def numel(self) -> int:
         return prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What indexes the box in the whole tensor."""
+        return tuple(map(slice, self.start, self.stop))
 
     def intersect(self, other: Box) -> Box | None:
         """What both hold; None if that is nothing."""
@@ -57,6 +66,10 @@ class Piece:
         moved = (s * (b - a) for s, a, b in zip(self.strides, self.box.start, box.start, strict=True))
         return Piece(box, self.parameter, self.offset + sum(moved), self.strides)
 
+    def view(self, tensor: Tensor) -> Tensor:
+        """The piece's elements, shaped like its box, in the holder's contiguous ``tensor``."""
+        return tensor.view(-1)[self.offset :].as_strided(self.box.shape, self.strides)
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -77,9 +90,13 @@ class Layout:
             found.setdefault(piece.box.name, []).append(piece)
         return {name: tuple(pieces) for name, pieces in found.items()}
 
-    def of_parameter(self, parameter: str) -> Iterator[Piece]:
-        """The pieces of one of the holder's own tensors."""
-        return (piece for piece in self.pieces if piece.parameter == parameter)
+    @cached_property
+    def by_parameter(self) -> Mapping[str, tuple[Piece, ...]]:
+        """The pieces of each of the holder's own tensors."""
+        found: dict[str, list[Piece]] = {name: [] for name in self.shapes}
+        for piece in self.pieces:
+            found[piece.parameter].append(piece)
+        return {name: tuple(pieces) for name, pieces in found.items()}
 
     @cached_property
     def numel(self) -> int:

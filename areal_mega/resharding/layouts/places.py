@@ -1,0 +1,231 @@
+"""Where in a parallel layout a rank is, and whether the layout divides a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from areal_mega.config.errors import UserError
+from areal_mega.resharding.layouts.model import Model
+from areal_mega.resharding.layouts.table import Split
+
+
+@dataclass(frozen=True)
+class MegatronPlace:
+    """A Megatron rank's place.
+
+    vpp: model chunks of each pipeline stage (interleaved schedule). ep and etp divide the routed experts: over ranks,
+    and each of them over ranks. first_layers, last_layers: layers of the first and the last stage where they have
+    another number than those between (Megatron's num_layers_in_first_pipeline_stage and ..._last_...).
+    transformer_engine: the parameters have the names of Megatron's TransformerEngine spec. grouped_experts: the experts
+    are TransformerEngine's grouped ones (TEGroupedMLP).
+    """
+
+    tp: int = 1
+    tp_rank: int = 0
+    pp: int = 1
+    pp_rank: int = 0
+    vpp: int = 1
+    ep: int = 1
+    ep_rank: int = 0
+    etp: int = 1
+    etp_rank: int = 0
+    first_layers: int | None = None
+    last_layers: int | None = None
+    transformer_engine: bool = False
+    grouped_experts: bool = False
+
+    def layers(self, total: int) -> Iterator[int]:
+        """The numbers of this rank's layers, of ``total`` in the model; chunk after chunk."""
+        sizes = [size // self.vpp for size in self._stages(total)]
+        for chunk in range(self.vpp):
+            first = chunk * sum(sizes) + sum(sizes[: self.pp_rank])
+            yield from range(first, first + sizes[self.pp_rank])
+
+    def _stages(self, total: int) -> list[int]:
+        """Layers of each stage."""
+        uneven = {0: self.first_layers, self.pp - 1: self.last_layers}
+        fixed = {stage: layers for stage, layers in uneven.items() if layers is not None}
+        between = self.pp - len(fixed)
+        each = (total - sum(fixed.values())) // between if between else 0
+        return [fixed.get(stage, each) for stage in range(self.pp)]
+
+    def check(self, model: Model) -> None:
+        """Raises a UserError if the layout does not divide the model: which number, and which choices would work."""
+        divided = {"num_attention_heads": model.heads, **_dense(model)}
+        if model.uses(Split.HEADS) and self.tp > model.groups:
+            divided["rows of q, k and v together"] = model.sizes["queries"] + 2 * model.sizes["keys"]
+        if "shared_ffn" in model.sizes:
+            divided["shared experts' intermediate_size"] = model.sizes["shared_ffn"]
+        _divides("tp", self.tp, divided)
+        _check_groups(model, self.tp)
+        _check_experts(model, self.ep)
+        if model.experts:
+            _divides("etp", self.etp, {"experts' intermediate_size": model.sizes["expert_ffn"]})
+        self._check_stages(model.layers)
+
+    def _check_stages(self, total: int) -> None:
+        stages = self._stages(total)
+        if sum(stages) != total or min(stages) < 1:
+            if self.first_layers is None and self.last_layers is None:
+                raise UserError(
+                    f"pp={self.pp} does not divide the model's num_hidden_layers={total}; pp can be "
+                    f"{_listed(_divisors(total))}, or give the first and last stage their own number of layers"
+                )
+            raise UserError(
+                f"pp={self.pp} with first_layers={self.first_layers} and last_layers={self.last_layers} makes stages "
+                f"of {', '.join(map(str, stages))} layers, and the model's num_hidden_layers is {total}"
+            )
+        for layers in set(stages):
+            _divides("vpp", self.vpp, {f"layers of a pipeline stage, {total} over pp={self.pp}:": layers})
+
+
+@dataclass(frozen=True)
+class SGLangPlace:
+    """An SGLang rank's place in its engine. The ``tp`` ranks divide the routed experts over ``ep`` groups.
+
+    fused_shared_experts: the engine keeps DeepSeek's shared expert among the routed ones (its default on some GPUs;
+    ``disable_shared_experts_fusion`` turns it off).
+    """
+
+    tp: int = 1
+    tp_rank: int = 0
+    ep: int = 1
+    fused_shared_experts: bool = False
+
+    @property
+    def etp(self) -> int:
+        return self.tp // self.ep
+
+    @property
+    def ep_rank(self) -> int:
+        return self.tp_rank // self.etp
+
+    @property
+    def etp_rank(self) -> int:
+        return self.tp_rank % self.etp
+
+    def check(self, model: Model) -> None:
+        """Raises a UserError if the layout does not divide the model: which number, and which choices would work."""
+        divided = {"num_attention_heads": model.heads, **_dense(model)}
+        if "shared_ffn" in model.sizes and not self.fused_shared_experts:
+            divided["shared experts' intermediate_size"] = model.sizes["shared_ffn"]
+        _divides("tp", self.tp, divided)
+        _check_groups(model, self.tp)
+        _divides("ep", self.ep, {"tp": self.tp})
+        _check_experts(model, self.ep)
+        if model.experts:
+            _divides("tp / ep", self.etp, {"experts' intermediate_size": model.sizes["expert_ffn"]})
+
+
+@dataclass(frozen=True)
+class MegatronGrid:
+    """All ranks of a training run, in Megatron's default order: tp fastest, then cp, dp and pp.
+
+    dp counts replicas of the dense weights; ep and etp are taken out of the tp * cp * dp ranks of a pipeline stage.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+    vpp: int = 1
+    first_layers: int | None = None
+    last_layers: int | None = None
+    transformer_engine: bool = False
+    grouped_experts: bool = False
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.pp * self.dp * self.cp
+
+    def places(self) -> list[MegatronPlace]:
+        """Of each rank.
+
+        Raises:
+            UserError: ep * etp does not divide the ranks of a stage.
+        """
+        stage = self.world // self.pp
+        if stage % (self.ep * self.etp):
+            raise UserError(
+                f"ep={self.ep} times etp={self.etp} must divide tp * cp * dp = {stage} ranks of a pipeline stage; "
+                f"with etp={self.etp}, ep can be {_listed([n for n in _divisors(stage) if not stage % (n * self.etp)])}"
+            )
+        return [self._place(rank, stage) for rank in range(self.world)]
+
+    def _place(self, rank: int, stage: int) -> MegatronPlace:
+        return MegatronPlace(
+            tp=self.tp,
+            tp_rank=rank % self.tp,
+            pp=self.pp,
+            pp_rank=rank // stage,
+            vpp=self.vpp,
+            ep=self.ep,
+            ep_rank=rank % stage // self.etp % self.ep,
+            etp=self.etp,
+            etp_rank=rank % self.etp,
+            first_layers=self.first_layers,
+            last_layers=self.last_layers,
+            transformer_engine=self.transformer_engine,
+            grouped_experts=self.grouped_experts,
+        )
+
+
+@dataclass(frozen=True)
+class SGLangGrid:
+    """``count`` engines of ``tp`` ranks each, engine after engine."""
+
+    tp: int = 1
+    ep: int = 1
+    count: int = 1
+    fused_shared_experts: bool = False
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.count
+
+    def places(self) -> list[SGLangPlace]:
+        """Of each rank."""
+        engine = [SGLangPlace(self.tp, rank, self.ep, self.fused_shared_experts) for rank in range(self.tp)]
+        return engine * self.count
+
+
+def _dense(model: Model) -> dict[str, int]:
+    return {"intermediate_size": model.sizes["ffn"]} if model.has_dense_layers else {}
+
+
+def _check_groups(model: Model, tp: int) -> None:
+    if model.uses(Split.HEADS) and tp % model.groups and model.groups % tp:
+        choices = [n for n in _divisors(model.heads) if not (n % model.groups and model.groups % n)]
+        raise UserError(
+            f"tp={tp} and the model's num_key_value_heads={model.groups}: one must divide the other; "
+            f"tp can be {_listed(choices)}"
+        )
+
+
+def _check_experts(model: Model, ep: int) -> None:
+    if model.experts:
+        _divides("ep", ep, {"number of experts": model.experts})
+    elif ep > 1:
+        raise UserError(f"ep={ep}: the model has no experts; ep can be 1")
+
+
+def _divides(option: str, value: int, sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        if size % value:
+            choices = [n for n in _divisors(size) if not any(other % n for other in sizes.values())]
+            raise UserError(
+                f"{option}={value} does not divide the model's {name}={size}; {option} can be {_listed(choices)}"
+            )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(numbers: Sequence[Any]) -> str:
+    *most, last = (str(number) for number in numbers)
+    return f"{', '.join(most)} or {last}" if most else last
