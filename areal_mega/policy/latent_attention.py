@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import TransformerConfig, multi_latent_attention
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
+
+from areal_mega.runtime import extensions
+
+# megatron-core 0.16.1 takes its own stand-ins for TransformerEngine for the package itself.
+multi_latent_attention.HAVE_TE = extensions.installed("transformer_engine")
 
 
 class PackedLatentAttention(MLASelfAttention):

@@ -39,14 +39,41 @@ class PackedMoELayer(MoELayer):
         return self._forward(hidden_states, padding_mask)
 
     def _forward(self, hidden_states: Tensor, places: Tensor) -> Any:
-        self.router.places = places.flatten()
+        self.router.router_replay.places = places.flatten()
         return super().forward(hidden_states)
+
+
+class Replay:
+    """What Megatron's router asks for the choice of experts.
+
+    choices: ``[N, k]`` the experts of each token of the step's batch, or -1 to choose; None: choose always.
+    places: ``[l]`` in that batch of the rows that are routed now.
+    """
+
+    def __init__(self) -> None:
+        self.choices: Tensor | None = None
+        self.places = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def real(self) -> Tensor:
+        """``[l]`` False for padding."""
+        return self.places >= 0
+
+    def get_replay_topk(
+        self, scores: Tensor, topk: int, num_groups: int | None, group_topk: int | None, choose: Callable
+    ) -> tuple[Tensor, Tensor]:
+        """scores ``[l, E]`` → those of the chosen experts, and the choice, ``[l, k]``. ``choose`` is Megatron's own."""
+        own, chosen = choose(scores, topk, num_groups, group_topk)
+        if self.choices is None:
+            return own, chosen
+        told = self.choices[self.places.clamp(min=0)].to(chosen)
+        told = torch.where(self.real[:, None] & (told >= 0), told, chosen)
+        return scores.gather(1, told), told
 
 
 class PackedRouter(TopKRouter):
     """Megatron's router, which can be told the choice of experts and keeps account of its own.
 
-    choices: ``[N, k]`` the experts of each token of the step's batch, or -1 to choose; None: choose always.
     balance: weight of the balance loss by the step's tokens; see `_balance_loss`. load: ``[E]`` each expert's part of
     the tokens of the last step.
 
@@ -59,38 +86,19 @@ class PackedRouter(TopKRouter):
         experts = config.num_moe_experts
         self.register_buffer("load", torch.full((experts,), 1 / experts), persistent=False)
         self.register_buffer("tallies", torch.zeros(2 * experts + 2, dtype=torch.float64), persistent=False)
-        self.places: Tensor | None = None
-        self.choices: Tensor | None = None
         self.balance = 0.0
-        self.router_replay = self
+        self.router_replay = Replay()
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``[l, 1, E]`` → weights of the chosen experts and which they are, ``[l, E]`` each."""
         weights, chosen = super().routing(logits)
         if torch.is_grad_enabled():
-            real = self._real
+            real = self.router_replay.real
             probabilities = self._probabilities(logits.flatten(0, -2)[real])
             self._tally(chosen[real], probabilities.detach())
             if self.balance:
                 weights = MoEAuxLossAutoScaler.apply(weights, self._balance_loss(probabilities))
         return weights, chosen
-
-    def get_replay_topk(
-        self, scores: Tensor, topk: int, num_groups: int | None, group_topk: int | None, choose: Callable
-    ) -> tuple[Tensor, Tensor]:
-        """Megatron's place to replay: scores ``[l, E]`` → those of the chosen experts, and the choice, ``[l, k]``."""
-        own, chosen = choose(scores, topk, num_groups, group_topk)
-        if self.choices is None:
-            return own, chosen
-        assert self.places is not None
-        told = self.choices[self.places.clamp(min=0)].to(chosen)
-        told = torch.where(self._real[:, None] & (told >= 0), told, chosen)
-        return scores.gather(1, told), told
-
-    @property
-    def _real(self) -> Tensor:
-        assert self.places is not None
-        return self.places >= 0
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         if self.score_function == "softmax":
@@ -116,7 +124,7 @@ class PackedRouter(TopKRouter):
     def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
         """Counts for the update of the bias, without padding."""
         if self.enable_expert_bias and torch.is_grad_enabled():
-            self.local_tokens_per_expert += routing_map[self._real].sum(0)
+            self.local_tokens_per_expert += routing_map[self.router_replay.real].sum(0)
 
 
 def routers_of(chunks: Sequence[torch.nn.Module]) -> list[PackedRouter]:
@@ -135,7 +143,9 @@ class Routing:
     def replay(self, choices: Tensor | None) -> None:
         """Use these experts: ``[N, layers, k]``, of all layers of the model, dense ones included; None: choose."""
         for router in self.routers:
-            router.choices = None if choices is None else choices[:, router.layer_number - 1].to(router.weight.device)
+            router.router_replay.choices = (
+                None if choices is None else choices[:, router.layer_number - 1].to(router.weight.device)
+            )
 
     def begin_step(self, tokens: float) -> None:
         """tokens: of the step's batch, on all ranks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from areal_mega.policy.checkpoint_files import write_folder
 from areal_mega.policy.gpt import OUTPUTS, Head, PackedGPT
 from areal_mega.policy.inputs import PLACE, Inputs, MicroBatch
 from areal_mega.policy.mixture import Routing
+from areal_mega.policy.offload import Parked, parked_model, parked_optimizer
 from areal_mega.policy.optimizer import build_optimizer, data_parallel, learning_rate
 from areal_mega.policy.spec import read_config, transformer_config
 from areal_mega.runtime.distributed import Topology
@@ -37,6 +39,7 @@ class MegatronModel:
     replica's share: the same on the replica's TP x CP x PP ranks, of any number of micro-batches on each replica.
 
     chunks: this pipeline stage's layers, in one part or several (interleaved pipeline). ddp: the same with gradients.
+    weights, states: those of a frozen model and of the optimizer, where they are offloaded.
     """
 
     def __init__(
@@ -79,17 +82,23 @@ class MegatronModel:
             for chunk in range(topology.vpp)
         ]
         self.inputs = Inputs(topology, config, options.max_tokens_per_micro_batch)
+        self.weights: Parked | None = None
+        self.states: Parked | None = None
         self.routing = Routing(self.chunks, config, options.moe.balance_coef) if config.num_moe_experts else None
         hf_weights.load(self.chunks, self.hf, hf_path, topology)
         if optimizer is None:
             for chunk in self.chunks:
                 chunk.requires_grad_(False)
+            if options.offload.reference:
+                self.weights = parked_model(self.chunks, topology.device)
         else:
             self._prepare_training(optimizer, total_steps)
 
     def _prepare_training(self, options: OptimizerOptions, total_steps: int) -> None:
         self.ddp = data_parallel(self.chunks, self.options.parallel)
         self.optimizer, self.schedule = build_optimizer(self.ddp, options, total_steps)
+        if self.options.offload.optimizer:
+            self.states = parked_optimizer(self.optimizer, self.topology.device)
         config = self.chunks[0].config
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
@@ -103,7 +112,8 @@ class MegatronModel:
             the replica. ``field[t]`` describes token t (it comes from the hidden state at t - 1) and is 0
             where ``loss_mask`` is False.
         """
-        parts = self._run(self.chunks, batch, _collect)
+        with self.weights.here() if self.weights else nullcontext():
+            parts = self._run(self.chunks, batch, _collect)
         names = OUTPUTS[self.head]
         outputs = torch.zeros(len(names), batch.num_tokens)
         for index, part in parts:
@@ -134,7 +144,8 @@ class MegatronModel:
         parts = self._run(self.ddp, batch, partial(_losses, loss_fn))
         routing = self.routing.end_step() if self.routing else {}
         self.schedule.step(1)
-        _, grad_norm, _ = self.optimizer.step()
+        with self.states.here() if self.states else nullcontext():
+            _, grad_norm, _ = self.optimizer.step()
         return {
             **self._sum_over_ranks(parts),
             "grad_norm": float(grad_norm),

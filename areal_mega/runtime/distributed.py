@@ -120,10 +120,12 @@ def shutdown() -> None:
 
 
 def _hush() -> None:
-    """Megatron advises extensions that are not needed here, and announces machinery that is off."""
+    """Megatron advises extensions that are not needed here, announces machinery that is off, and does not know our
+    layers."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
+    for module in ("rerun_state_machine", "transformer.transformer_layer"):
+        logging.getLogger(f"megatron.core.{module}").setLevel(logging.ERROR)
 
 
 def _device(name: str) -> torch.device:

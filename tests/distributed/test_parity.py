@@ -51,8 +51,8 @@ def measured(tmp_path_factory):
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_computes_what_transformers_computes(layout, measured):
-    ranks, _, families = LAYOUTS[layout]
-    found = measured(ranks)[layout]
+    families = LAYOUTS[layout].families
+    found = measured(LAYOUTS[layout].ranks)[layout]
     assert {family: set(checks) for family, checks in found.items()} == {family: set(BOUNDS) for family in families}
     too_large = {
         (family, check): value
