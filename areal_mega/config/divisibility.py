@@ -135,5 +135,12 @@ def _combinations(model: Model, p: ParallelOptions) -> Iterator[str]:
     if p.tensor > 1 and not p.sequence and (experts_of(model) or _is_latent(model)):
         kind = "latent attention" if _is_latent(model) else "mixture-of-experts"
         yield f"{_OPTION}tensor={p.tensor} of a {kind} model needs {_OPTION}sequence=true"
+    tensor, experts_tensor = p.tensor, p.expert_tensor or p.tensor
+    if experts_of(model) and p.expert == 1 and experts_tensor != tensor:
+        # Megatron takes the experts for dense layers then, and does not add up their gradients over the right ranks.
+        yield (
+            f"{_OPTION}expert_tensor={experts_tensor} must be {_OPTION}tensor={tensor} where {_OPTION}expert=1; set it "
+            "to null, or expert above 1"
+        )
     if p.overlap_param_gather and not p.overlap_grad_reduce:
         yield f"{_OPTION}overlap_param_gather=true needs {_OPTION}overlap_grad_reduce=true"

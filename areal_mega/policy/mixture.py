@@ -158,7 +158,7 @@ class Routing:
 
         ``load_max`` and ``load_min`` are those of the busiest and the idlest expert of any layer, as a multiple of an
         even share; ``load_max_mean`` is the busiest one's on average over layers. ``entropy`` is the routers' mean in
-        nats, ``balance_loss`` the mean of ``E * sum_e f_e P_e`` over layers, at least 1 when all is even.
+        nats, ``balance_loss`` the mean of ``E * sum_e f_e P_e`` over layers, which is 1 when all is even.
         """
         sums = self._sums_of_all_layers()
         experts = self.config.num_moe_experts

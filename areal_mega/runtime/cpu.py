@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from types import CodeType, ModuleType
 
+from areal_mega.runtime import uneven
+
 PACKAGE = "megatron.core"
 STAND_IN = "areal_mega.runtime.cuda_on_cpu"
 _ALIAS = "__cuda_on_cpu__"
@@ -120,6 +122,7 @@ def _silence_rng_warning(module: ModuleType) -> None:
 # Megatron compiles small element-wise functions at import; on the CPU that costs more than it gives.
 _ADJUST: dict[str, Callable[[ModuleType], None]] = {
     "megatron.core.jit": lambda module: module.disable_jit_fuser(),
+    "megatron.core.tensor_parallel.mappings": uneven.adjust,
     "megatron.core.tensor_parallel.random": _silence_rng_warning,
 }
 

@@ -41,7 +41,6 @@ LAYOUTS: dict[str, Layout] = {
     "DP2, overlapped": Layout(2, ("qwen3", "llama", "qwen3_moe"), OVERLAP),
     "EP2": Layout(2, MIXTURES, {"expert": 2}),
     "ETP2": Layout(2, MIXTURES, {**SP, "expert_tensor": 2}),
-    "TP2xETP1": Layout(2, ("qwen3_moe",), {**SP, "expert_tensor": 1}),
     "TP2+SP, full recompute": Layout(2, ("qwen3", "qwen3_moe"), SP, {"mode": "full"}),
     "PP2, recompute of 1 layer": Layout(2, ("llama",), {"pipeline": 2}, {"mode": "full", "method": "block"}),
     "EP2, selective recompute": Layout(

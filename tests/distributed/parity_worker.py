@@ -60,7 +60,8 @@ def main(out: str, ranks: str, only: str = "", only_family: str = "") -> None:
         topology = split(layout.options.parallel, device, seed=1, timeout=60)
         for family in layout.families:
             if family in oracles:
-                found = measure(topology, layout.options, folder / family, oracles[family])
+                everything = family == layout.families[0]
+                found = measure(topology, layout.options, folder / family, oracles[family], everything)
                 results.setdefault(name, {})[family] = found
     if topology.is_main:
         Path(out).write_text(json.dumps(results))
@@ -85,15 +86,22 @@ class Oracle:
         self.trained = train_with_adamw(copy.deepcopy(self.hf), self.batch)
 
 
-def measure(topology: Topology, options: PolicyOptions, path: Path, oracle: Oracle) -> dict[str, float]:
-    """All deviations of one family in one layout."""
+def measure(
+    topology: Topology, options: PolicyOptions, path: Path, oracle: Oracle, everything: bool
+) -> dict[str, float]:
+    """The deviations of one family in one layout: all, or those of the policy's outputs and gradients."""
     run = Run(topology, options, path, oracle, oracle.batch.select(shares(topology.dp)[topology.dp_rank]))
-    return {
-        **policy_deviations(run),
-        **micro_batch_deviations(run),
-        **critic_deviations(run),
-        **optimizer_deviations(run),
-    }
+    found = policy_deviations(run)
+    return (
+        found
+        if not everything
+        else {
+            **found,
+            **micro_batch_deviations(run),
+            **critic_deviations(run),
+            **optimizer_deviations(run),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,9 @@ def make_batch() -> PackedBatch:
 
 
 def shares(dp: int) -> list[list[int]]:
-    """Unequal on purpose: the last replica has one short sequence."""
+    """Unequal on purpose: all replicas but the first have one sequence, the second a short one."""
     order = list(range(len(LENGTHS)))
-    return [order] if dp == 1 else [order[:3] + order[4:], order[3:4]]
+    return [order[:3] + order[2 + dp :], *([index] for index in order[3 : 2 + dp])]
 
 
 def policy_deviations(run: Run) -> dict[str, float]:

@@ -158,16 +158,17 @@ def test_the_balance_loss_does_not_depend_on_micro_batches(topology, folder):
     models = [build(topology, folder, tokens=tokens, balance_coef=0.3) for tokens in (30, 1000)]
     for _ in range(3):
         few, many = (model.train_step(make_batch(), loss) for model in models)
-        assert few == pytest.approx(many, rel=1e-5)
+        assert few == pytest.approx(many, rel=1e-4)
 
 
 def test_the_balance_loss_balances(topology, folder):
-    model = build(topology, folder, lr=1e-2, balance_coef=1.0)
-    stats = [
-        model.train_step(make_batch(), lambda batch, outputs: (0 * outputs["logprobs"].sum(), {})) for _ in range(25)
+    model = build(topology, folder, balance_coef=1.0)
+    nothing_else = [
+        model.train_step(make_batch(), lambda _, outputs: (0 * outputs["logprobs"].sum(), {})) for _ in range(35)
     ]
-    assert stats[-1]["moe/balance_loss"] < stats[0]["moe/balance_loss"]
-    assert stats[-1]["moe/load_max"] < stats[0]["moe/load_max"]
+    first, last = nothing_else[0], nothing_else[-1]
+    assert last["moe/balance_loss"] < 1 + 0.5 * (first["moe/balance_loss"] - 1)
+    assert last["moe/load_max_mean"] < first["moe/load_max_mean"]
 
 
 def test_the_bias_moves_towards_balance(topology, folder):

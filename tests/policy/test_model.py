@@ -126,8 +126,8 @@ def test_a_layout_that_does_not_divide_the_model(topology, folder, layout, messa
 
 
 def test_a_field_that_megatron_refuses(topology, folder):
-    with pytest.raises(UserError, match=r"Megatron refuses policy\.megatron.*window_size"):
-        build(topology, folder, megatron={"apply_query_key_layer_scaling": True, "window_size": 3, "fp8": "no"})
+    with pytest.raises(UserError, match=r"Megatron refuses policy\.megatron.*cpu_offloading"):
+        build(topology, folder, megatron={"cpu_offloading": True, "cpu_offloading_num_layers": 9})
 
 
 def test_fields_reach_megatron(topology, folder):
