@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from areal_mega.config.command_line import walk
+from areal_mega.config.divisibility import layout_problems, rank_problems
 from areal_mega.config.engine import engine_problems
 from areal_mega.config.errors import UserError
+from areal_mega.config.megatron import megatron_problems
 from areal_mega.config.options import AlgorithmOptions, CommonOptions, OptimizerOptions, PPOOptions, SFTOptions
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
@@ -33,7 +35,7 @@ def check(options: CommonOptions, ranks: int, cuda: bool) -> None:
     """
     problems = list(_values(options))
     if not problems:
-        problems += [*_device(options, cuda), *_layout(options, ranks)]
+        problems += [*_device(options, cuda), *_policy(options, ranks)]
         if isinstance(options, PPOOptions):
             problems += _ppo(options, ranks, resolve_device(options.runtime.device, cuda))
         elif isinstance(options, SFTOptions):
@@ -92,34 +94,22 @@ def _device(options: CommonOptions, cuda: bool) -> Iterator[str]:
         yield "runtime.device=cuda: this machine has no CUDA device that torch can use; set runtime.device=cpu."
 
 
-def _layout(options: CommonOptions, ranks: int) -> Iterator[str]:
-    p = options.policy.parallel
-    if ranks % (p.tensor * p.pipeline):
-        yield (
-            f"policy.parallel.tensor={p.tensor} times policy.parallel.pipeline={p.pipeline} must divide the "
-            f"number of ranks, {ranks}; start with torchrun --nproc-per-node {p.tensor * p.pipeline}, or a "
-            "multiple, or choose a smaller layout."
-        )
+def _policy(options: CommonOptions, ranks: int) -> Iterator[str]:
+    yield from rank_problems(options.policy.parallel, ranks)
+    yield from megatron_problems(options)
+    recompute = options.policy.recompute
+    if recompute.mode == "selective" and not recompute.modules:
+        yield "policy.recompute.mode=selective recomputes policy.recompute.modules, which is empty; name some."
 
 
 def _divisible_by_layout(name: str, path: str, options: CommonOptions) -> Iterator[str]:
-    model, p = _config_of(path), options.policy.parallel
-    divisors = {
-        "num_attention_heads": ("tensor", p.tensor),
-        "num_key_value_heads": ("tensor", p.tensor),
-        "intermediate_size": ("tensor", p.tensor),
-        "num_hidden_layers": ("pipeline", p.pipeline),
-    }
-    for size, (direction, divisor) in divisors.items():
-        if (model.get(size) or 0) % divisor:
-            yield (
-                f"policy.parallel.{direction}={divisor} does not divide {size}={model[size]} of "
-                f"{name}={path}; choose a divisor."
-            )
+    for problem in layout_problems(_config_of(path), options.policy.parallel):
+        yield f"{name}={path}: {problem}."
 
 
 def _data_parallel(options: CommonOptions, ranks: int) -> int:
-    return max(1, ranks // (options.policy.parallel.tensor * options.policy.parallel.pipeline))
+    p = options.policy.parallel
+    return max(1, ranks // (p.tensor * p.pipeline * p.context))
 
 
 def _batch(options: PPOOptions, ranks: int) -> Iterator[str]:

@@ -11,10 +11,10 @@ from areal_mega.config.errors import UserError
 from areal_mega.data.packed import PackedBatch
 
 
-def micro_batches(batch: PackedBatch, max_tokens: int) -> list[list[int]]:
+def micro_batches(batch: PackedBatch, max_tokens: int, least: int = 1) -> list[list[int]]:
     """Cut a batch into micro-batches of about equal numbers of tokens, none above ``max_tokens``.
 
-    As few as fit, or nearly so. The result depends on the lengths alone.
+    As few as fit, or nearly so, but ``least`` if there are so many sequences. The result depends on the lengths alone.
 
     Returns:
         The sequence indices of each micro-batch, ascending; none is empty.
@@ -30,7 +30,7 @@ def micro_batches(batch: PackedBatch, max_tokens: int) -> list[list[int]]:
             f"policy.max_tokens_per_micro_batch={max_tokens}: raise it to {longest} or more, "
             "or lower the longest prompt and response"
         )
-    count = math.ceil(int(batch.lengths.sum()) / max_tokens)
+    count = max(math.ceil(int(batch.lengths.sum()) / max_tokens), min(least, len(lengths)))
     while True:
         part_of = ops.balance(lengths, count)
         tokens = torch.zeros(count, dtype=torch.int64).index_add(0, part_of, batch.lengths.long())

@@ -19,7 +19,7 @@ class PackedBatch:
     """B sequences of together N tokens.
 
     tokens: ``[N]`` int64. cu_seqlens: ``[B + 1]`` int32, sequence i is ``tokens[cu[i]:cu[i + 1]]``.
-    token_fields: per-token tensors ``[N]`` (``loss_mask`` bool is always there).
+    token_fields: per-token tensors ``[N]`` or ``[N, ...]`` (``loss_mask`` bool is always there).
     sequence_fields: per-sequence tensors ``[B]``.
     counts: global counts for normalisation, fixed before the first micro-batch runs.
     """
@@ -37,7 +37,7 @@ class PackedBatch:
         if "loss_mask" not in self.token_fields:
             raise ValueError("token_fields must contain loss_mask")
         for name, x in self.token_fields.items():
-            if x.shape != (n,):
+            if x.shape[:1] != (n,):
                 raise ValueError(f"token field {name} has shape {tuple(x.shape)}, expected ({n},)")
         for name, x in self.sequence_fields.items():
             if x.shape != (b,):

@@ -1,71 +1,24 @@
-"""Causal attention over packed sequences.
-
-Megatron sees a micro-batch as one row of T tokens; where the sequences begin and end is known only here and
-in the rotary positions. The bookkeeping is done once per micro-batch, in `PackedSequences.plan`, and shared
-by all layers.
-"""
+"""Causal attention over packed sequences, as planned in `areal_mega.policy.packing`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-
-@dataclass(frozen=True)
-class PaddedGroup:
-    """Sequences of similar length, to be computed as one padded batch.
-
-    rows: ``[B * S]`` the token at each padded place; a sequence's last token is repeated as padding.
-    batch: B.
-    """
-
-    rows: Tensor
-    batch: int
-
-
-@dataclass
-class PackedSequences(PackedSeqParams):
-    """Where the sequences of a micro-batch lie; passes through Megatron's layers as ``packed_seq_params``.
-
-    positions: ``[T]`` place of each token in its sequence. groups: the padded batches that the sequences
-    are computed in, and unpad ``[T]`` where each token is found in their concatenation; none for the
-    variable-length kernel.
-    """
-
-    positions: Tensor = field(kw_only=True)
-    groups: list[PaddedGroup] = field(kw_only=True)
-    unpad: Tensor | None = field(kw_only=True)
-
-    @classmethod
-    def plan(cls, cu_seqlens: Tensor, device: torch.device, dtype: torch.dtype) -> PackedSequences:
-        """The plan for attention in ``dtype`` on ``device``. cu_seqlens: ``[B + 1]``, on the CPU."""
-        # torch's variable-length kernel exists for 16-bit types on GPUs only.
-        padded = device.type == "cpu" or dtype == torch.float32
-        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
-        positions = torch.arange(int(cu_seqlens[-1])) - torch.repeat_interleave(starts, lengths)
-        groups, unpad = _padded_groups(starts, lengths, device) if padded else ([], None)
-        longest = int(lengths.max())
-        cu_seqlens = cu_seqlens.to(device, torch.int32)
-        return cls(
-            qkv_format="sbhd",  # one row of T tokens: keeps Megatron's rotary loop over sequences out
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_kv=cu_seqlens,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-            positions=positions.to(device),
-            groups=groups,
-            unpad=unpad,
-        )
+from areal_mega.policy.packing import PackedSequences
 
 
 class PackedAttention(torch.nn.Module):
-    """Megatron's ``core_attention``: every token attends to the earlier tokens of its own sequence."""
+    """Megatron's ``core_attention``: every token attends to the earlier tokens of its own sequence.
+
+    Under context parallel each rank has some rows of every sequence, and gathers the keys and values of the others.
+    """
 
     def __init__(self, config: Any, layer_number: int, *, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__()
@@ -81,21 +34,33 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: PackedSequences,
         **_: Any,
     ) -> Tensor:
-        """query ``[T, 1, heads, d]``, key and value ``[T, 1, groups, d]`` → ``[T, 1, heads * d]``."""
-        q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        """query ``[L, 1, heads, d]``, key ``[L, 1, groups, d]``, value ``[L, 1, groups, v]`` → ``[L, 1, heads * v]``.
+
+        Latent attention leaves out the dimension of size 1.
+        """
+        q, k, v = (x.flatten(0, -3) for x in (query, key, value))
+        k, v = _of_all_context_ranks(k), _of_all_context_ranks(v)
         attend = self._padded if packed_seq_params.unpad is not None else self._varlen
         return attend(q, k, v, packed_seq_params).flatten(1).unsqueeze(1)
 
     def _padded(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
         outputs = []
         for group in packed.groups:
-            # Padding stands behind a sequence, where causal attention never looks.
-            qs, ks, vs = (x[group.rows].unflatten(0, (group.batch, -1)).transpose(1, 2) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=self.scale, enable_gqa=True)
+            qs = q[group.queries].unflatten(0, (group.batch, -1)).transpose(1, 2)
+            ks, vs = (x[group.keys].unflatten(0, (group.batch, -1)).transpose(1, 2) for x in (k, v))
+            causal = group.mask is None
+            out = F.scaled_dot_product_attention(
+                qs, ks, vs, attn_mask=group.mask, is_causal=causal, scale=self.scale, enable_gqa=True
+            )
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)[packed.unpad]
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
+        if packed.keys is not None:
+            k, v = k[packed.keys], v[packed.keys]
+        width = v.shape[-1]
+        # The kernel knows one head size only. A query's last key is the one at its own place (window_size).
+        v = F.pad(v, (0, q.shape[-1] - width))
         out = varlen_attn(
             q,
             k,
@@ -109,22 +74,12 @@ class PackedAttention(torch.nn.Module):
             enable_gqa=q.shape[1] != k.shape[1],
         )
         assert isinstance(out, Tensor)  # no auxiliary outputs were asked for
-        return out
+        return out[..., :width]
 
 
-def _padded_groups(starts: Tensor, lengths: Tensor, device: torch.device) -> tuple[list[PaddedGroup], Tensor]:
-    """Group sequences by the power of two at or above their length; a group is padded to its longest."""
-    groups, unpad, offset = [], torch.empty(int(lengths.sum()), dtype=torch.int64), 0
-    length_class = lengths.clamp(min=1).double().log2().ceil()
-    for c in length_class.unique():
-        members = (length_class == c).nonzero().squeeze(1)
-        start, length = starts[members, None], lengths[members, None]
-        width = int(length.max())
-        column = torch.arange(width)
-        rows = start + torch.minimum(column, length - 1)
-        groups.append(PaddedGroup(rows.flatten().to(device), len(members)))
-        place = offset + torch.arange(rows.numel()).view_as(rows)
-        real = column < length
-        unpad[rows[real]] = place[real]
-        offset += rows.numel()
-    return groups, unpad.to(device)
+def _of_all_context_ranks(x: Tensor) -> Tensor:
+    """``[cp * L, ...]``; backward sums the gradients of all ranks."""
+    group = parallel_state.get_context_parallel_group(check_initialized=False)
+    if group is None or group.size() == 1:
+        return x
+    return gather_from_sequence_parallel_region(x.contiguous(), group=group)

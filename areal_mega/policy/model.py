@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,26 +16,30 @@ from torch import Tensor
 
 from areal_mega.config.dtypes import DTYPES
 from areal_mega.config.options import OptimizerOptions, PolicyOptions
-from areal_mega.data.micro_batches import micro_batches
 from areal_mega.data.packed import PackedBatch
 from areal_mega.policy import hf_weights
-from areal_mega.policy.attention import PackedSequences
 from areal_mega.policy.checkpoint_files import write_folder
-from areal_mega.policy.gpt import OUTPUTS, Head, PackedGPT, Selection
+from areal_mega.policy.gpt import OUTPUTS, Head, PackedGPT
+from areal_mega.policy.inputs import PLACE, Inputs, MicroBatch
+from areal_mega.policy.mixture import Routing
+from areal_mega.policy.offload import Parked, parked_model, parked_optimizer
 from areal_mega.policy.optimizer import build_optimizer, data_parallel, learning_rate
-from areal_mega.policy.spec import read_config
+from areal_mega.policy.spec import read_config, transformer_config
 from areal_mega.runtime.distributed import Topology
 
 Outputs = dict[str, Tensor]
 LossFunction = Callable[[PackedBatch, Outputs], tuple[Tensor, dict[str, Tensor]]]
-_INDEX = "_index"
+ROUTED = "routed_experts"  # the batch's field with the engine's choice of experts
 
 
 class MegatronModel:
-    """A Hugging Face model in Megatron's tensor-, pipeline- and data-parallel layout.
+    """A Hugging Face model in a layout of Megatron's.
 
     All ranks build it and call its methods together. The batch of `forward` and `train_step` is this DP
-    replica's share: the same on the replica's TP x PP ranks, of any number of micro-batches on each replica.
+    replica's share: the same on the replica's TP x CP x PP ranks, of any number of micro-batches on each replica.
+
+    chunks: this pipeline stage's layers, in one part or several (interleaved pipeline). ddp: the same with gradients.
+    weights, states: those of a frozen model and of the optimizer, where they are offloaded.
     """
 
     def __init__(
@@ -62,26 +67,41 @@ class MegatronModel:
         self.topology, self.options, self.hf_path, self.head = topology, options, hf_path, head
         self.dtype = DTYPES[dtype]
         self.hf = read_config(hf_path)
-        self.gpt = PackedGPT(
-            self.hf,
-            topology,
-            dtype=self.dtype,
-            head=head,
-            temperature=temperature,
-            logprob_workspace=options.logprob_workspace_mb * 2**20 or None,
-            seed=seed,
-        ).to(topology.device)
-        hf_weights.load(self.gpt, self.hf, hf_path, topology)
+        config = transformer_config(self.hf, options, self.dtype)
+        self.chunks = [
+            PackedGPT(
+                self.hf,
+                config,
+                topology,
+                chunk=chunk,
+                head=head,
+                temperature=temperature,
+                logprob_workspace=options.logprob_workspace_mb * 2**20 or None,
+                seed=seed,
+            ).to(topology.device)
+            for chunk in range(topology.vpp)
+        ]
+        self.inputs = Inputs(topology, config, options.max_tokens_per_micro_batch)
+        self.weights: Parked | None = None
+        self.states: Parked | None = None
+        self.routing = Routing(self.chunks, config, options.moe.balance_coef) if config.num_moe_experts else None
+        hf_weights.load(self.chunks, self.hf, hf_path, topology)
         if optimizer is None:
-            self.gpt.requires_grad_(False)
+            for chunk in self.chunks:
+                chunk.requires_grad_(False)
+            if options.offload.reference:
+                self.weights = parked_model(self.chunks, topology.device)
         else:
             self._prepare_training(optimizer, total_steps)
 
     def _prepare_training(self, options: OptimizerOptions, total_steps: int) -> None:
-        self.ddp = data_parallel(self.gpt)
+        self.ddp = data_parallel(self.chunks, self.options.parallel)
         self.optimizer, self.schedule = build_optimizer(self.ddp, options, total_steps)
-        self.gpt.config.finalize_model_grads_func = finalize_model_grads
-        self.gpt.config.grad_scale_func = self.optimizer.scale_loss
+        if self.options.offload.optimizer:
+            self.states = parked_optimizer(self.optimizer, self.topology.device)
+        config = self.chunks[0].config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
 
     @torch.no_grad()
     def forward(self, batch: PackedBatch) -> Outputs:
@@ -92,8 +112,8 @@ class MegatronModel:
             the replica. ``field[t]`` describes token t (it comes from the hidden state at t - 1) and is 0
             where ``loss_mask`` is False.
         """
-        batch = batch.with_fields(**{_INDEX: torch.arange(batch.num_tokens)})
-        parts = self._run(self.gpt, batch, _collect)
+        with self.weights.here() if self.weights else nullcontext():
+            parts = self._run(self.chunks, batch, _collect)
         names = OUTPUTS[self.head]
         outputs = torch.zeros(len(names), batch.num_tokens)
         for index, part in parts:
@@ -113,22 +133,30 @@ class MegatronModel:
         summed likewise.
 
         Returns:
-            The statistics, ``loss``, ``grad_norm`` (before clipping) and ``lr``, the same on all ranks.
+            The statistics, ``loss``, ``grad_norm`` (before clipping) and ``lr``, the same on all ranks; of a mixture of
+            experts also ``moe/...``, see `areal_mega.policy.mixture.Routing`.
         """
-        self.ddp.zero_grad_buffer()
+        for chunk in self.ddp:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        if self.routing:
+            self.routing.begin_step(self._tokens_of_all(batch))
         parts = self._run(self.ddp, batch, partial(_losses, loss_fn))
+        routing = self.routing.end_step() if self.routing else {}
         self.schedule.step(1)
-        _, grad_norm, _ = self.optimizer.step()
+        with self.states.here() if self.states else nullcontext():
+            _, grad_norm, _ = self.optimizer.step()
         return {
             **self._sum_over_ranks(parts),
             "grad_norm": float(grad_norm),
             "lr": learning_rate(self.optimizer),
+            **{f"moe/{name}": value for name, value in routing.items()},
         }
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """HF name and whole tensor, on rank 0. The other ranks must iterate as well, and get nothing."""
-        yield from hf_weights.export(hf_weights.named_parameters(self.gpt), self.hf, self.topology)
+        self._finish_param_gather()
+        yield from hf_weights.export(hf_weights.named_weights(self.chunks), self.hf, self.topology)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers loads; a critic's value head is in it as ``value_head.weight``."""
@@ -141,25 +169,31 @@ class MegatronModel:
                 pass
         self.topology.barrier()
 
-    def _run(self, model: torch.nn.Module, batch: PackedBatch, finish: Callable) -> list:
+    def _run(self, chunks: Sequence[torch.nn.Module], batch: PackedBatch, finish: Callable) -> list:
         """All micro-batches through Megatron's schedule; on the last stage, what ``finish`` kept of each."""
-        split = micro_batches(batch, self.options.max_tokens_per_micro_batch)
-        # A generator, so that a micro-batch lives on the device only while it is worked on.
-        inputs = (self._prepare(batch.select(indices)) for indices in split)
+        split = self.inputs.split(batch)
+        if self.routing:
+            self.routing.replay(batch[ROUTED] if self.options.moe.replay and ROUTED in batch else None)
+        # Generators, so that a micro-batch lives on the device only while it is worked on; one for each chunk.
+        inputs = [self.inputs.of(split, self.dtype) for _ in chunks]
         return get_forward_backward_func()(
             forward_step_func=partial(_forward_step, finish),
-            data_iterator=inputs,
-            model=[model],
+            data_iterator=inputs if len(inputs) > 1 else inputs[0],
+            model=list(chunks),
             num_microbatches=len(split),
             seq_length=1,  # the stages tell each other the true lengths
             micro_batch_size=1,
             forward_only=not torch.is_grad_enabled(),
         )
 
-    def _prepare(self, batch: PackedBatch) -> tuple[PackedBatch, PackedSequences, Selection]:
-        device = self.topology.device
-        packed = PackedSequences.plan(batch.cu_seqlens, device, self.dtype)
-        return batch.to(device), packed, Selection.of(batch, device)
+    def _tokens_of_all(self, batch: PackedBatch) -> float:
+        return float(self.topology.sum_over_dp(torch.tensor(float(batch.num_tokens)).to(self.topology.device)))
+
+    def _finish_param_gather(self) -> None:
+        """With overlap, the weights of other DP ranks' shards may still be on their way."""
+        if self.options.parallel.overlap_param_gather and hasattr(self, "ddp"):
+            for chunk in self.ddp:
+                chunk.start_param_sync(force_sync=True)
 
     def _sum_over_ranks(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Statistics of the last stage's micro-batches, summed over them and over DP, on all ranks."""
@@ -178,14 +212,17 @@ class MegatronModel:
         return box[0]
 
 
-def _forward_step(finish: Callable, inputs: Iterator, model: torch.nn.Module) -> tuple:
-    batch, packed, selection = next(inputs)
-    return model(batch.tokens, packed, selection), partial(finish, batch)
+def _forward_step(finish: Callable, inputs: Iterator[MicroBatch], model: torch.nn.Module) -> tuple:
+    micro_batch = next(inputs)
+    outputs = model(micro_batch.batch.tokens, micro_batch.packed, micro_batch.selection, micro_batch.places)
+    return outputs, partial(finish, micro_batch.batch)
 
 
 def _collect(batch: PackedBatch, outputs: Outputs) -> tuple:
     """For Megatron's schedule: no loss, no tokens to divide by, and the outputs with their places."""
-    return batch[_INDEX].new_zeros(()), _NO_TOKENS, (batch[_INDEX].cpu(), outputs)
+    mask = batch["loss_mask"]
+    kept = {name: values[mask] for name, values in outputs.items()}
+    return batch[PLACE].new_zeros(()), _NO_TOKENS, (batch[PLACE][mask].cpu(), kept)
 
 
 def _losses(loss_fn: LossFunction, batch: PackedBatch, outputs: Outputs) -> tuple:

@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from areal_mega.config.options import OptimizerOptions
+from areal_mega.config.options import OptimizerOptions, ParallelOptions
 from areal_mega.policy.gpt import PackedGPT
 
 
-def data_parallel(gpt: PackedGPT) -> DistributedDataParallel:
-    """The model with Megatron's gradient buffers (float32), reduced over DP once, at the end of a step."""
-    config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, check_for_nan_in_grad=True
-    )
-    ddp = DistributedDataParallel(gpt.config, config, gpt)
-    gpt.config.no_sync_func = ddp.no_sync
-    return ddp
+def data_parallel(chunks: Sequence[PackedGPT], options: ParallelOptions) -> list[DistributedDataParallel]:
+    """The model chunks with Megatron's gradient buffers (float32), reduced over DP.
+
+    Once at the end of a step, or with overlap in buckets, each as soon as its gradients are complete.
+    """
+    config = chunks[0].config
+    # One config for each chunk: Megatron writes into it.
+    wrapped = [
+        DistributedDataParallel(
+            config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=True,
+                check_for_nan_in_grad=True,
+                overlap_grad_reduce=options.overlap_grad_reduce,
+                overlap_param_gather=options.overlap_param_gather,
+                bucket_size=options.bucket_size if options.overlap_grad_reduce else None,
+            ),
+            chunk,
+        )
+        for chunk in chunks
+    ]
+    config.no_sync_func = _one_or_list([chunk.no_sync for chunk in wrapped])
+    if options.overlap_grad_reduce and len(wrapped) > 1:
+        config.grad_sync_func = [chunk.start_grad_sync for chunk in wrapped]
+    return wrapped
 
 
 def build_optimizer(
-    ddp: DistributedDataParallel, options: OptimizerOptions, total_steps: int
+    chunks: Sequence[DistributedDataParallel], options: OptimizerOptions, total_steps: int
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """Optimizer and schedule. Step the schedule before the optimizer.
 
     So step s of w warm-up steps uses lr * s / w, and the last of ``total_steps`` uses the final rate.
     Weight decay reaches matrices only: the constructor of the schedule takes it off norms and biases.
     """
-    dtype = ddp.module.config.params_dtype
+    ddp_config, dtype = chunks[0].ddp_config, chunks[0].module.config.params_dtype
     config = OptimizerConfig(
         lr=options.lr,
         min_lr=options.lr * options.min_lr_ratio,
@@ -43,8 +62,9 @@ def build_optimizer(
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         use_distributed_optimizer=True,
+        overlap_param_gather=ddp_config.overlap_param_gather,
     )
-    optimizer = get_megatron_optimizer(config, [ddp], use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
     schedule = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -63,3 +83,7 @@ def build_optimizer(
 
 def learning_rate(optimizer: MegatronOptimizer) -> float:
     return next((group["lr"] for group in optimizer.param_groups), math.nan)
+
+
+def _one_or_list(functions: list) -> object:
+    return functions[0] if len(functions) == 1 else functions

@@ -1,25 +1,35 @@
-"""From a Hugging Face config.json to Megatron's TransformerConfig and layer specification."""
+"""From a Hugging Face config.json to Megatron's TransformerConfig and layer specification.
+
+The config is put together from one small piece for each concern: the model, its numbers, each kind of parallelism,
+recompute, mixture of experts, what the house always does, and last the user's own fields.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import MLATransformerConfig
 from transformers import AutoConfig, PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from areal_mega.config.divisibility import layout_problems
 from areal_mega.config.errors import UserError
+from areal_mega.config.options import MoEOptions, ParallelOptions, PolicyOptions, RecomputeOptions
 from areal_mega.policy.attention import PackedAttention
-from areal_mega.runtime.distributed import Topology
+from areal_mega.policy.families import FAMILIES, architecture, is_latent, problems
+from areal_mega.policy.latent_attention import PackedLatentAttention
+from areal_mega.policy.mixture import PackedMoELayer, PackedRouter
+from areal_mega.runtime import extensions
 
-FAMILIES = ("qwen3", "qwen2", "llama")
-ROPE_TYPES = ("default", "linear", "llama3")
+Fields = dict[str, Any]
 
 
 def read_config(folder: str | Path) -> PretrainedConfig:
@@ -38,139 +48,187 @@ def read_config(folder: str | Path) -> PretrainedConfig:
     if family not in FAMILIES:
         raise UserError(f"{path}: model_type {family} is not supported; supported are {', '.join(FAMILIES)}")
     hf = AutoConfig.from_pretrained(folder)
-    problems = [message for wrong, message in _unsupported(hf) if wrong]
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}")
+    found = problems(hf)
+    if found:
+        raise UserError(f"{path}: {'; '.join(found)}")
     return hf
 
 
-def transformer_config(hf: PretrainedConfig, topology: Topology, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(hf: PretrainedConfig, options: PolicyOptions, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's description of the model in this layout.
 
     Raises:
-        UserError: the layout does not divide the model.
+        UserError: the layout does not divide the model, or Megatron refuses a field of policy.megatron.
     """
-    _check_layout(hf, topology)
-    return TransformerConfig(
-        num_layers=hf.num_hidden_layers,
-        hidden_size=hf.hidden_size,
-        num_attention_heads=hf.num_attention_heads,
-        num_query_groups=hf.num_key_value_heads,
-        kv_channels=head_dim(hf),
-        ffn_hidden_size=hf.intermediate_size,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        normalization="RMSNorm",
-        layernorm_epsilon=hf.rms_norm_eps,
-        qk_layernorm=hf.model_type == "qwen3",
-        add_bias_linear=False,
-        add_qkv_bias=hf.model_type == "qwen2",
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        tensor_model_parallel_size=topology.tp,
-        pipeline_model_parallel_size=topology.pp,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        variable_seq_lengths=topology.pp > 1,
-        moe_token_dispatcher_type="alltoall",  # a dense model too must name one that allows variable lengths
-        batch_p2p_comm=False,
-        deallocate_pipeline_outputs=topology.pp > 1,
+    found = list(layout_problems(hf.to_dict(), options.parallel))
+    if found:
+        raise UserError("; ".join(found))
+    fields = {
+        **architecture(hf),
+        **_numbers(dtype),
+        **_tensor_parallel(options.parallel),
+        **_pipeline_parallel(options.parallel, dtype),
+        **_context_parallel(options.parallel),
+        **_expert_parallel(options.parallel),
+        **_recompute(options.recompute),
+        **(_mixture(options.moe) if "num_moe_experts" in architecture(hf) else {}),
+        **_house(),
+    }
+    cls = MLATransformerConfig if is_latent(hf) else TransformerConfig
+    known = {field.name for field in dataclasses.fields(cls)}
+    try:
+        return cls(**{**fields, **options.megatron})
+    except (ValueError, AssertionError, TypeError) as error:
+        unknown = [name for name in options.megatron if name not in known]
+        if not options.megatron or unknown:
+            raise
+        raise UserError(f"Megatron refuses policy.megatron.{options.megatron}: {error}") from error
+
+
+def _numbers(dtype: torch.dtype) -> Fields:
+    return {"params_dtype": dtype, "bf16": dtype == torch.bfloat16}
+
+
+def _tensor_parallel(parallel: ParallelOptions) -> Fields:
+    return {"tensor_model_parallel_size": parallel.tensor, "sequence_parallel": parallel.sequence}
+
+
+def _pipeline_parallel(parallel: ParallelOptions, dtype: torch.dtype) -> Fields:
+    stages, chunks = parallel.pipeline, parallel.virtual_pipeline
+    return {
+        "pipeline_model_parallel_size": stages,
+        "virtual_pipeline_model_parallel_size": chunks if chunks > 1 else None,
+        "pipeline_dtype": dtype,
+        "variable_seq_lengths": stages > 1,
+        # The interleaved schedule with batched messages gives wrong results (megatron-core 0.16.1), and hangs with
+        # variable lengths unless messages overlap with computation.
+        "batch_p2p_comm": False,
+        "overlap_p2p_comm": chunks > 1,
+        "deallocate_pipeline_outputs": stages > 1,
+    }
+
+
+def _context_parallel(parallel: ParallelOptions) -> Fields:
+    return {"context_parallel_size": parallel.context}
+
+
+def _expert_parallel(parallel: ParallelOptions) -> Fields:
+    return {
+        "expert_model_parallel_size": parallel.expert,
+        "expert_tensor_parallel_size": parallel.expert_tensor or parallel.tensor,
+        "moe_token_dispatcher_type": "alltoall",  # a dense model too must name one that allows variable lengths
+    }
+
+
+def _recompute(options: RecomputeOptions) -> Fields:
+    if options.mode == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": options.method,
+            "recompute_num_layers": options.layers,
+        }
+    if options.mode == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(options.modules)}
+    return {}
+
+
+def _mixture(options: MoEOptions) -> Fields:
+    return {
+        # The auxiliary loss is our router's: one that does not depend on how the batch is cut.
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_router_bias_update_rate": options.bias_update_rate,
+        "moe_router_dtype": "fp32",
+        "moe_grouped_gemm": extensions.transformer_engine(),
+        "moe_permute_fusion": extensions.transformer_engine(),
+    }
+
+
+def _house() -> Fields:
+    return {
         # The losses are normalised by global counts already: Megatron must divide neither by micro-batches
         # nor by data-parallel ranks.
-        calculate_per_token_loss=True,
+        "calculate_per_token_loss": True,
         # Weights are loaded. Initialisation still has to run, because it marks the parameters that are
         # split over TP ranks, and the global gradient norm relies on these marks.
-        perform_initialization=True,
-        init_method=_leave,
-        output_layer_init_method=_leave,
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        apply_rope_fusion=False,
-        persist_layer_norm=False,
-    )
+        "perform_initialization": True,
+        "init_method": _leave,
+        "output_layer_init_method": _leave,
+        "embedding_init_method": _leave,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+    }
 
 
-def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """This pipeline stage's layers: Megatron's own, with packed attention and torch's RMSNorm."""
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+def layer_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage (of its model chunk, where it has several): Megatron's own, with packed
+    attention and our norm, router and latent attention.
+
+    Where TransformerEngine is, its linear layers are used; they know fp8.
+    """
+    engine = extensions.transformer_engine()
+    block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=chunk)
+    for layer in block.layer_specs:
+        parts = layer.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+        attention = parts.self_attention
+        attention.submodules.core_attention = PackedAttention
+        if config.multi_latent_attention:
+            attention.module = PackedLatentAttention
+            attention.submodules.q_layernorm = attention.submodules.kv_layernorm = RMSNorm
+        elif config.qk_layernorm:
+            attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
+        if parts.mlp.module is MoELayer:
+            parts.mlp.module = PackedMoELayer
+            parts.mlp.submodules.router = PackedRouter
+        if engine:
+            _use_transformer_engine(layer, config)
+    block.layer_norm = RMSNorm
+    return block
 
 
-def inverse_frequencies(hf: PretrainedConfig) -> torch.Tensor | None:
-    """Scaled RoPE frequencies ``[head_dim / 2]`` as transformers computes them; None: plain RoPE."""
-    rope = _rope(hf)
-    if rope["rope_type"] == "default":
-        return None
-    return ROPE_INIT_FUNCTIONS[rope["rope_type"]](hf, torch.device("cpu"))[0]
+def _use_transformer_engine(layer: ModuleSpec, config: TransformerConfig) -> None:
+    """TransformerEngine's linear layers and grouped experts in the place of Megatron's own, under the same names."""
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
+    provider = TESpecProvider()
+    swap = {
+        ColumnParallelLinear: provider.column_parallel_linear(),
+        RowParallelLinear: provider.row_parallel_linear(),
+    }
 
-def rotary_base(hf: PretrainedConfig) -> float:
-    return _rope(hf)["rope_theta"]
+    def visit(submodules: Any) -> None:
+        for field in dataclasses.fields(submodules):
+            part = getattr(submodules, field.name)
+            if isinstance(part, ModuleSpec):
+                if dataclasses.is_dataclass(part.submodules):
+                    visit(part.submodules)
+            elif isinstance(part, type) and part in swap:
+                setattr(submodules, field.name, swap[part])
 
-
-def head_dim(hf: PretrainedConfig) -> int:
-    return getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    visit(layer.submodules)
+    if config.num_moe_experts and isinstance(layer.submodules.mlp, ModuleSpec):
+        mlp = layer.submodules.mlp
+        if mlp.module is PackedMoELayer:
+            module, submodules = provider.grouped_mlp_modules(config.moe_grouped_gemm, False)
+            mlp.submodules.experts = ModuleSpec(module=module, submodules=submodules)
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm with the constructor that Megatron's specifications call."""
+    """torch's RMSNorm with the constructor that Megatron's specifications call.
+
+    Under sequence parallel each TP rank sees some of the tokens; the mark makes Megatron add up their gradients.
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 def _leave(weight: torch.Tensor) -> None:
     """An initialisation that leaves the weight as it is."""
-
-
-def _rope(hf: PretrainedConfig) -> dict[str, Any]:
-    return {"rope_type": "default", **hf.rope_parameters}
-
-
-def _unsupported(hf: PretrainedConfig) -> list[tuple[bool, str]]:
-    rope = _rope(hf)
-    sliding = [kind for kind in getattr(hf, "layer_types", None) or [] if kind != "full_attention"]
-    return [
-        (hf.hidden_act != "silu", f"hidden_act {hf.hidden_act} is not supported (silu is)"),
-        (
-            hf.model_type != "qwen2" and bool(getattr(hf, "attention_bias", False)),
-            "attention_bias=true is not supported for this architecture",
-        ),
-        (bool(getattr(hf, "mlp_bias", False)), "mlp_bias=true is not supported"),
-        (bool(sliding), "sliding-window attention is not supported; set use_sliding_window=false"),
-        (
-            rope["rope_type"] not in ROPE_TYPES,
-            f"RoPE scaling {rope['rope_type']} is not supported (supported are {', '.join(ROPE_TYPES)})",
-        ),
-        (rope.get("partial_rotary_factor", 1.0) != 1.0, "partial_rotary_factor is not supported"),
-        (
-            getattr(hf, "quantization_config", None) is not None,
-            "quantized weights cannot be trained; use the original weights",
-        ),
-    ]
-
-
-def _check_layout(hf: PretrainedConfig, topology: Topology) -> None:
-    sizes = {
-        "num_attention_heads": hf.num_attention_heads,
-        "num_key_value_heads": hf.num_key_value_heads,
-        "intermediate_size": hf.intermediate_size,
-    }
-    for name, size in sizes.items():
-        if size % topology.tp:
-            raise UserError(
-                f"policy.parallel.tensor={topology.tp} does not divide the model's {name}={size}; choose a divisor"
-            )
-    if hf.num_hidden_layers % topology.pp:
-        raise UserError(
-            f"policy.parallel.pipeline={topology.pp} does not divide the model's "
-            f"num_hidden_layers={hf.num_hidden_layers}; choose a divisor"
-        )

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from types import CodeType, ModuleType
 
+from areal_mega.runtime import uneven
+
 PACKAGE = "megatron.core"
 STAND_IN = "areal_mega.runtime.cuda_on_cpu"
 _ALIAS = "__cuda_on_cpu__"
@@ -28,7 +30,7 @@ def enable() -> None:
     Raises:
         RuntimeError: Megatron-Core has been imported already, with CUDA devices.
     """
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if enabled():
         return
     loaded = next((name for name in sys.modules if _belongs(name)), None)
     if loaded:
@@ -37,6 +39,11 @@ def enable() -> None:
             "initialize (or areal_mega.runtime.cpu.enable) before the first import of megatron"
         )
     sys.meta_path.insert(0, _Finder())
+
+
+def enabled() -> bool:
+    """Whether Megatron-Core runs on the CPU in this process."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
 def rewrite(source: bytes, path: str) -> ast.Module:
@@ -115,6 +122,7 @@ def _silence_rng_warning(module: ModuleType) -> None:
 # Megatron compiles small element-wise functions at import; on the CPU that costs more than it gives.
 _ADJUST: dict[str, Callable[[ModuleType], None]] = {
     "megatron.core.jit": lambda module: module.disable_jit_fuser(),
+    "megatron.core.tensor_parallel.mappings": uneven.adjust,
     "megatron.core.tensor_parallel.random": _silence_rng_warning,
 }
 

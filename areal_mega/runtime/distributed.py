@@ -26,9 +26,11 @@ WAITING = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Topology:
-    """This rank's place among ``world = tp * dp * pp`` ranks.
+    """This rank's place among ``world = tp * cp * dp * pp = etp * ep * edp * pp`` ranks.
 
-    The ranks of one DP replica (its TP x PP ranks) hold one copy of the model and see the same batch.
+    The ranks of one DP replica (its TP x CP x PP ranks) hold one copy of the dense layers and see the same batch; those
+    of CP share the work on each of its sequences. Experts are spread over TP x CP x DP in their own way: EP ranks hold
+    different ones, ETP ranks different parts of them, EDP ranks the same. vpp: model chunks of each pipeline stage.
 
     `broadcast` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the other
     ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
@@ -45,6 +47,14 @@ class Topology:
     dp_rank: int
     device: torch.device
     waiting: dist.ProcessGroup
+    vpp: int = 1
+    cp: int = 1
+    cp_rank: int = 0
+    ep: int = 1
+    ep_rank: int = 0
+    etp: int = 1
+    etp_rank: int = 0
+    edp_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -96,7 +106,7 @@ def initialize(options: RuntimeOptions, parallel: ParallelOptions, seed: int) ->
     torch.set_num_threads(options.threads)
     _hush()
     _join(device, timedelta(seconds=options.timeout))
-    return _split(parallel, device, seed, options.timeout)
+    return split(parallel, device, seed, options.timeout)
 
 
 def shutdown() -> None:
@@ -110,10 +120,12 @@ def shutdown() -> None:
 
 
 def _hush() -> None:
-    """Megatron advises extensions that are not needed here, and announces machinery that is off."""
+    """Megatron advises extensions that are not needed here, announces machinery that is off, and does not know our
+    layers."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
+    for module in ("rerun_state_machine", "transformer.transformer_layer"):
+        logging.getLogger(f"megatron.core.{module}").setLevel(logging.ERROR)
 
 
 def _device(name: str) -> torch.device:
@@ -131,18 +143,24 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
 
 
-def _split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: float) -> Topology:
+def split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: float) -> Topology:
+    """Megatron's process groups of a layout, in the place of any there were."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+    parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor or parallel.tensor,
         distributed_timeout_minutes=math.ceil(timeout / 60),
         create_gloo_process_groups=False,
     )
     torch.manual_seed(seed)
-    model_parallel_cuda_manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Topology(
         rank=dist.get_rank(),
         world=dist.get_world_size(),
@@ -154,4 +172,12 @@ def _split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: 
         dp_rank=parallel_state.get_data_parallel_rank(),
         device=device,
         waiting=dist.new_group(timeout=WAITING, backend="gloo"),
+        vpp=parallel.virtual_pipeline,
+        cp=parallel.context,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        ep=parallel.expert,
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        etp=parallel.expert_tensor or parallel.tensor,
+        etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
+        edp_rank=parallel_state.get_expert_data_parallel_rank(),
     )

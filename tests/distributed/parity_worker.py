@@ -1,15 +1,17 @@
-"""Started by torchrun under one layout: measures how far our model is from transformers in one process, in float64.
+"""Started by torchrun: measures how far our model is from transformers in one process, in float64.
 
-Rank 0 writes the largest deviations, by check and model family, as JSON. `test_parity` judges them.
+Rank 0 writes the largest deviations, by layout, model family and check, as JSON. `test_parity` judges them.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from models import VOCAB, save_tiny_model
+from distributed.layouts import LAYOUTS
+from models import VOCAB, as_in_files, save_tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from areal_mega.config.options import (
@@ -29,7 +32,7 @@ from areal_mega.config.options import (
     RuntimeOptions,
 )
 from areal_mega.data.packed import PackedBatch
-from areal_mega.runtime.distributed import Topology, initialize, shutdown
+from areal_mega.runtime.distributed import Topology, initialize, shutdown, split
 
 TEMPERATURE = 0.8
 LENGTHS = (5, 9, 30, 2, 17, 16, 33, 1, 12)
@@ -41,34 +44,88 @@ OPTIMIZER = OptimizerOptions(
 Outputs = dict[str, Tensor]
 
 
-def main(out: str, tensor: str, pipeline: str) -> None:
-    parallel = ParallelOptions(int(tensor), int(pipeline))
-    topology = initialize(RuntimeOptions(device="cpu"), parallel, seed=1)
+def main(out: str, ranks: str, only: str = "", only_family: str = "") -> None:
+    """Measure every layout of so many ranks (whose name contains ``only``), one after another in these processes."""
+    device, results = torch.device("cpu"), {}
+    topology = initialize(RuntimeOptions(device="cpu"), ParallelOptions(), seed=1)
     folder = Path(out).parent
-    results = {}
-    for family in ("qwen3", "qwen2", "llama"):
-        path = folder / family
+    chosen = {name: layout for name, layout in LAYOUTS.items() if layout.ranks == int(ranks) and only in name}
+    oracles = {}
+    for family in sorted({family for layout in chosen.values() for family in layout.families if only_family in family}):
         if topology.is_main:
-            save_tiny_model(path, family)
+            save_tiny_model(folder / family, family)
         topology.barrier()
-        results[family] = measure(topology, path)
+        oracles[family] = Oracle(folder / family)
+    for name, layout in chosen.items():
+        topology = split(layout.options.parallel, device, seed=1, timeout=60)
+        for family in layout.families:
+            if family in oracles:
+                everything = family == layout.families[0]
+                found = measure(topology, layout.options, folder / family, oracles[family], everything)
+                results.setdefault(name, {})[family] = found
     if topology.is_main:
         Path(out).write_text(json.dumps(results))
     topology.barrier()
     shutdown()
 
 
-def measure(topology: Topology, path: Path) -> dict[str, float]:
-    """All deviations of one family."""
-    hf = exact(AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")).train()
-    batch = make_batch()
-    share = batch.select(shares(topology.dp)[topology.dp_rank])
-    return {
-        **policy_deviations(topology, path, hf, batch, share),
-        **micro_batch_deviations(topology, path, share),
-        **critic_deviations(topology, path, hf, batch, share),
-        **optimizer_deviations(topology, path, hf, batch, share),
-    }
+class Oracle:
+    """What transformers computes in float64 for the whole batch, in this process alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.hf = exact(
+            AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa", experts_implementation="eager")
+        ).train()
+        self.batch = make_batch()
+        self.outputs = hf_outputs(self.hf, self.batch)
+        self.loss = policy_loss(self.batch, self.outputs)[0]
+        self.hf.zero_grad()
+        self.loss.backward()
+        self.gradients = gradients_of(self.hf)
+        self.outputs = {name: values.detach() for name, values in self.outputs.items()}
+        self.trained = train_with_adamw(copy.deepcopy(self.hf), self.batch)
+
+
+def measure(
+    topology: Topology, options: PolicyOptions, path: Path, oracle: Oracle, everything: bool
+) -> dict[str, float]:
+    """The deviations of one family in one layout: all, or those of the policy's outputs and gradients."""
+    run = Run(topology, options, path, oracle, oracle.batch.select(shares(topology.dp)[topology.dp_rank]))
+    found = policy_deviations(run)
+    return (
+        found
+        if not everything
+        else {
+            **found,
+            **micro_batch_deviations(run),
+            **critic_deviations(run),
+            **optimizer_deviations(run),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    topology: Topology
+    options: PolicyOptions
+    path: Path
+    oracle: Oracle
+    share: PackedBatch
+
+    def build(self, head: str = "logprob", tokens: int = 64, optimizer: OptimizerOptions | None = None, path=None):
+        from areal_mega.policy.model import MegatronModel
+
+        return MegatronModel(
+            self.topology,
+            str(path or self.path),
+            replace(self.options, max_tokens_per_micro_batch=tokens),
+            dtype="float32",
+            optimizer=optimizer or OptimizerOptions(lr=1e-3, clip_grad=0.0),
+            head=head,  # type: ignore[arg-type]
+            temperature=TEMPERATURE if head == "logprob" else 1.0,
+            total_steps=STEPS,
+            seed=1,
+        )
 
 
 def exact(hf: PreTrainedModel) -> PreTrainedModel:
@@ -97,141 +154,132 @@ def make_batch() -> PackedBatch:
 
 
 def shares(dp: int) -> list[list[int]]:
-    """Unequal on purpose: the last replica has one short sequence."""
+    """Unequal on purpose: all replicas but the first have one sequence, the second a short one."""
     order = list(range(len(LENGTHS)))
-    return [order] if dp == 1 else [order[:3] + order[4:], order[3:4]]
+    return [order[:3] + order[2 + dp :], *([index] for index in order[3 : 2 + dp])]
 
 
-def policy_deviations(
-    topology: Topology, path: Path, hf: PreTrainedModel, batch: PackedBatch, share: PackedBatch
-) -> dict[str, float]:
-    model = build(topology, path, "logprob")
+def policy_deviations(run: Run) -> dict[str, float]:
+    model, oracle, topology = run.build(), run.oracle, run.topology
     found: dict[str, float] = {}
     exported = dict(model.export())
     if topology.is_main:
-        found["export, differing elements"] = differing(exported, hf)
+        found["export, differing elements"] = differing(exported, oracle.hf)
     outputs: list = [None] * topology.world
-    dist.all_gather_object(outputs, (topology.dp_rank, model.forward(share)))
-    expected = hf_outputs(hf, batch)
+    dist.all_gather_object(outputs, (topology.dp_rank, model.forward(run.share)))
     for replica, got in outputs:
         indices = shares(topology.dp)[replica]
         for name, values in got.items():
-            wanted = batch.with_fields(_=expected[name].detach()).select(indices)["_"]
+            wanted = oracle.batch.with_fields(_=oracle.outputs[name]).select(indices)["_"]
             found[name] = max(found.get(name, 0.0), worst(values, wanted))
-    found |= gradient_deviations(topology, model, share, policy_loss, hf, policy_loss(batch, expected)[0])
-    model.save(path.with_name("saved"))
+    found |= gradient_deviations(run, model, policy_loss, oracle.gradients, oracle.loss)
+    model.save(run.path.with_name("saved"))
     after = dict(model.export())
     if topology.is_main:
-        reloaded = AutoModelForCausalLM.from_pretrained(path.with_name("saved"))
+        reloaded = AutoModelForCausalLM.from_pretrained(run.path.with_name("saved"))
         found["saved, differing elements"] = differing(after, reloaded)
     return found
 
 
-def micro_batch_deviations(topology: Topology, path: Path, share: PackedBatch) -> dict[str, float]:
+def micro_batch_deviations(run: Run) -> dict[str, float]:
     """One step in one micro-batch and in several."""
-    steps = [build(topology, path, "logprob", tokens).train_step(share, policy_loss) for tokens in (10_000, 40)]
+    steps = [run.build(tokens=tokens).train_step(run.share, policy_loss) for tokens in (10_000, 40)]
     return {f"micro-batch split, {k}": relative(steps[1][k], steps[0][k]) for k in ("loss", "grad_norm")}
 
 
-def critic_deviations(
-    topology: Topology, path: Path, hf: PreTrainedModel, batch: PackedBatch, share: PackedBatch
-) -> dict[str, float]:
-    critic = build(topology, path, "value")
+def critic_deviations(run: Run) -> dict[str, float]:
+    critic, oracle, topology = run.build("value"), run.oracle, run.topology
     weights = dict(critic.export())
-    values = critic.forward(share)["values"]
+    values = critic.forward(run.share)["values"]
     found: dict[str, float] = {}
-    expected = values.new_zeros(())
+    expected, wanted_gradients = values.new_zeros(()), {}
     if topology.is_main:
+        hf = copy.deepcopy(oracle.hf)
         head = torch.nn.Linear(hf.config.hidden_size, 1, bias=False).double()
         head.weight.data.copy_(weights["value_head.weight"])
         hf.value_head = head
-        outputs = {"values": hf_values(hf, batch)}
-        indices = shares(topology.dp)[0]
-        wanted = batch.with_fields(_=outputs["values"].detach()).select(indices)["_"]
+        hf.zero_grad()
+        outputs = {"values": hf_values(hf, oracle.batch)}
+        expected = critic_loss(oracle.batch, outputs)[0]
+        expected.backward()
+        wanted_gradients = gradients_of(hf)
+        wanted = oracle.batch.with_fields(_=outputs["values"].detach()).select(shares(topology.dp)[0])["_"]
         found["values"] = worst(values, wanted)
-        expected = critic_loss(batch, outputs)[0]
-    gradients = gradient_deviations(topology, critic, share, critic_loss, hf, expected)
+    gradients = gradient_deviations(run, critic, critic_loss, wanted_gradients, expected)
     found |= {f"critic {name}": value for name, value in gradients.items()}
-    trained = critic.forward(share)["values"]
-    critic.save(path.with_name("saved-critic"))
-    again = build(topology, path.with_name("saved-critic"), "value").forward(share)["values"]
+    trained = critic.forward(run.share)["values"]
+    critic.save(run.path.with_name("saved-critic"))
+    again = run.build("value", path=run.path.with_name("saved-critic")).forward(run.share)["values"]
     found["reloaded critic"] = worst(again, trained)
-    if topology.is_main:
-        del hf.value_head
     return found
 
 
 def gradient_deviations(
-    topology: Topology,
-    model,
-    share: PackedBatch,
-    loss_fn: Callable,
-    hf: PreTrainedModel,
-    expected: Tensor,
+    run: Run, model, loss_fn: Callable, wanted: dict[str, Tensor], expected: Tensor
 ) -> dict[str, float]:
     """Loss, gradient norm, and every gradient tensor relative to its largest element, after one step."""
-    stats = model.train_step(share, loss_fn)
-    gradients = whole_gradients(topology, model)
-    if not topology.is_main:
+    stats = model.train_step(run.share, loss_fn)
+    gradients = whole_gradients(run.topology, model)
+    if not run.topology.is_main:
         return {}
-    hf.zero_grad()
-    expected.backward()
-    wanted = {name: p.grad for name, p in hf.named_parameters() if p.grad is not None}
     assert wanted.keys() == gradients.keys(), wanted.keys() ^ gradients.keys()
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in wanted.values()))
     return {
         "gradients": max(worst(gradients[n], g) / float(g.abs().max()) for n, g in wanted.items()),
         "loss": relative(stats["loss"], expected.item()),
         "grad_norm": relative(stats["grad_norm"], norm),
-        "tokens": relative(stats["tokens"], float(make_batch()["loss_mask"].sum())),
+        "tokens": relative(stats["tokens"], float(run.oracle.batch["loss_mask"].sum())),
     }
 
 
 def whole_gradients(topology: Topology, model) -> dict[str, Tensor]:
-    """The reduced gradients in HF names; each DP rank holds its shard of Megatron's buffer."""
-    from megatron.core import parallel_state
-
+    """The reduced gradients in HF names; each rank of a buffer's group holds its shard of it."""
     from areal_mega.policy import hf_weights
 
-    group = parallel_state.get_data_parallel_group()
-    for buffer in model.ddp.buffers:
-        for bucket in buffer.buckets:
-            shards = list(bucket.grad_data.chunk(topology.dp))
-            dist.all_gather(shards, shards[topology.dp_rank].clone(), group=group)
-    parameters = hf_weights.named_parameters(model.gpt)
-    gradients = {name: p.main_grad for name, p in parameters.items()}
+    for ddp in model.ddp:
+        for buffer in ddp.buffers + ddp.expert_parallel_buffers:
+            group = buffer.data_parallel_group
+            for bucket in buffer.buckets:
+                shards = list(bucket.grad_data.chunk(group.size()))
+                dist.all_gather(shards, shards[group.rank()].clone(), group=group)
+    gradients = {name: p.main_grad for name, p in hf_weights.named_parameters(model.chunks).items()}
     return dict(hf_weights.export(gradients, model.hf, topology))
 
 
-def optimizer_deviations(
-    topology: Topology, path: Path, hf: PreTrainedModel, batch: PackedBatch, share: PackedBatch
-) -> dict[str, float]:
+def optimizer_deviations(run: Run) -> dict[str, float]:
     """Some steps against torch's AdamW in one process: schedule, clipping, and the weight decay rule."""
-    model = build(topology, path, "logprob", optimizer=OPTIMIZER)
-    stats = [model.train_step(share, policy_loss) for _ in range(STEPS)]
+    model = run.build(optimizer=OPTIMIZER)
+    stats = [model.train_step(run.share, policy_loss) for _ in range(STEPS)]
     weights = dict(model.export())
-    if not topology.is_main:
+    if not run.topology.is_main:
         return {}
-    start = {name: p.detach().clone() for name, p in hf.named_parameters()}
+    start, moved, trained = named_weights(run.oracle.hf), run.oracle.trained, run.oracle.gradients
+    rates = [scheduled_lr(step + 1) for step in range(STEPS)]
+    # A weight that hardly moves is known no better than float32 can write it.
+    rounding = {n: float(moved[n].abs().max()) * 2**-24 for n in trained}
+    deviations = {n: max(0.0, worst(weights[n], moved[n]) - rounding[n]) for n in trained}
+    return {
+        "weights after steps": max(deviations[n] / worst(moved[n], start[n]) for n in trained),
+        "learning rate": max(relative(s["lr"], lr) for s, lr in zip(stats, rates, strict=True)),
+    }
+
+
+def train_with_adamw(hf: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
+    """The weights after the steps of `optimizer_deviations`."""
     o = OPTIMIZER
     groups = [
         {"params": [p for p in hf.parameters() if p.dim() > 1], "weight_decay": o.weight_decay},
         {"params": [p for p in hf.parameters() if p.dim() == 1], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, betas=(o.beta1, o.beta2), eps=o.eps)
-    rates = [scheduled_lr(step + 1) for step in range(STEPS)]
-    for lr in rates:
+    for step in range(STEPS):
         hf.zero_grad()
         policy_loss(batch, hf_outputs(hf, batch))[0].backward()
         torch.nn.utils.clip_grad_norm_(hf.parameters(), o.clip_grad)
         for group in adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = scheduled_lr(step + 1)
         adamw.step()
-    moved = {name: p.detach() for name, p in hf.named_parameters()}
-    return {
-        "weights after steps": max(worst(weights[n], moved[n]) / worst(moved[n], start[n]) for n in weights),
-        "learning rate": max(relative(s["lr"], lr) for s, lr in zip(stats, rates, strict=True)),
-    }
+    return named_weights(hf)
 
 
 def scheduled_lr(step: int) -> float:
@@ -242,28 +290,6 @@ def scheduled_lr(step: int) -> float:
     progress = (step - o.warmup_steps) / (STEPS - o.warmup_steps)
     low = o.lr * o.min_lr_ratio
     return low + (o.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def build(
-    topology: Topology,
-    path: Path,
-    head: str,
-    tokens: int = 64,
-    optimizer: OptimizerOptions | None = None,
-):
-    from areal_mega.policy.model import MegatronModel
-
-    return MegatronModel(
-        topology,
-        str(path),
-        PolicyOptions(max_tokens_per_micro_batch=tokens),
-        dtype="float32",
-        optimizer=optimizer or OptimizerOptions(lr=1e-3, clip_grad=0.0),
-        head=head,  # type: ignore[arg-type]
-        temperature=TEMPERATURE if head == "logprob" else 1.0,
-        total_steps=STEPS,
-        seed=1,
-    )
 
 
 def policy_loss(batch: PackedBatch, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -298,9 +324,19 @@ def hf_values(hf: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return torch.cat(values) * batch["loss_mask"]
 
 
+def named_weights(hf: PreTrainedModel) -> dict[str, Tensor]:
+    """What is in checkpoints, by the names it has there: parameters, and biases of routers."""
+    biases = {name: b for name, b in hf.named_buffers() if name.endswith("e_score_correction_bias")}
+    return as_in_files(hf, {name: p.detach() for name, p in hf.named_parameters()} | biases)
+
+
+def gradients_of(hf: PreTrainedModel) -> dict[str, Tensor]:
+    return as_in_files(hf, {name: p.grad for name, p in hf.named_parameters() if p.grad is not None})
+
+
 def differing(tensors: Outputs, hf: PreTrainedModel) -> float:
     """How many elements of an export differ from the parameters of ``hf``."""
-    expected = dict(hf.named_parameters())
+    expected = named_weights(hf)
     assert tensors.keys() == expected.keys(), tensors.keys() ^ expected.keys()
     return float(sum((tensors[name] != p).sum() for name, p in expected.items()))
 

@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from areal_mega.config.errors import UserError
-from areal_mega.config.options import OptimizerOptions, PolicyOptions
+from areal_mega.config.options import OptimizerOptions, ParallelOptions, PolicyOptions
 from areal_mega.data.packed import PackedBatch
 from areal_mega.policy.checkpoint_files import INDEX, write_folder
 from areal_mega.policy.model import MegatronModel
@@ -101,9 +100,9 @@ def other_activation(folder):
         (missing_tensor, r"no tensor model\.layers\.2\.mlp\.up_proj\.weight"),
         (misshapen_tensor, r"model\.norm\.weight has shape \(31,\).*implies \(32,\)"),
         (misshapen_column_tensor, r"o_proj\.weight has shape \(32, 40\).*implies \(32, 32\)"),
-        (other_family, "gpt2 is not supported; supported are qwen3, qwen2, llama"),
+        (other_family, "gpt2 is not supported; supported are qwen3, qwen2, llama, qwen3_moe"),
         (sliding_window, "sliding-window attention is not supported"),
-        (other_rope, "RoPE scaling yarn is not supported"),
+        (other_rope, "RoPE scaling yarn is supported for DeepSeek models only"),
         (other_activation, "hidden_act gelu is not supported"),
     ],
 )
@@ -116,14 +115,24 @@ def test_a_model_that_cannot_be_used_is_explained(topology, folder, damage, mess
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({"tp": 3}, r"policy\.parallel\.tensor=3 does not divide the model's num_attention_heads=4"),
-        ({"tp": 4}, r"policy\.parallel\.tensor=4 does not divide the model's num_key_value_heads=2"),
-        ({"pp": 3}, r"policy\.parallel\.pipeline=3 does not divide the model's num_hidden_layers=4"),
+        ({"tensor": 3}, r"policy\.parallel\.tensor=3 .* num_attention_heads=4 is not a multiple of 3.*use 1, 2, 4"),
+        ({"pipeline": 3}, r"policy\.parallel\.pipeline=3 .* num_hidden_layers=4 is not a multiple of 3.*use 1, 2, 4"),
+        ({"expert": 2}, r"policy\.parallel\.expert=2 .* no experts.*use 1$"),
     ],
 )
 def test_a_layout_that_does_not_divide_the_model(topology, folder, layout, message):
     with pytest.raises(UserError, match=message):
-        build(replace(topology, **layout), folder)
+        build(topology, folder, parallel=ParallelOptions(**layout))
+
+
+def test_a_field_that_megatron_refuses(topology, folder):
+    with pytest.raises(UserError, match=r"Megatron refuses policy\.megatron.*cpu_offloading"):
+        build(topology, folder, megatron={"cpu_offloading": True, "cpu_offloading_num_layers": 9})
+
+
+def test_fields_reach_megatron(topology, folder):
+    model = build(topology, folder, megatron={"deterministic_mode": True})
+    assert model.chunks[0].config.deterministic_mode
 
 
 def test_first_tokens_cannot_be_in_the_loss(topology, folder):

@@ -85,8 +85,7 @@ def _add_experts(assembly: Assembly, model: Model, rows: Sequence[Row], layer: i
 
 def _parts(split: Split, shape: tuple[int, ...], place: MegatronPlace) -> tuple[Interval, Interval | None]:
     """Rows and columns of a tensor that are on this rank."""
-    divided = split is Split.OUTPUT or (split is Split.LATENT and not place.transformer_engine)
-    if divided:
+    if split is Split.OUTPUT:
         return share(shape[0], place.tp, place.tp_rank), None
     return (0, shape[0]), share(shape[1], place.tp, place.tp_rank) if split is Split.INPUT else None
 
@@ -111,7 +110,5 @@ def _query_groups(rows: Sequence[Row], model: Model, place: MegatronPlace) -> It
 
 
 def _name(row: Row, layer: int, place: MegatronPlace, expert: int = 0) -> str:
-    name = row.megatron
-    if place.transformer_engine:
-        name = (row.grouped if place.grouped_experts else "") or row.te or name
+    name = (place.grouped_experts and row.grouped) or (place.transformer_engine and row.te) or row.megatron
     return f"decoder.layers.{layer}.{name}".replace("{E}", str(expert))

@@ -21,7 +21,7 @@ class Split(Enum):
     OUTPUT = "an equal part of the output features"
     INPUT = "an equal part of the input features"
     HEADS = "output features by attention head: Megatron interleaves q, k and v by query group, SGLang repeats k and v"
-    LATENT = "output features of MLA's down projections: divided in Megatron's local spec, whole elsewhere"
+    LATENT = "output features of MLA's down projections: on every rank"
     VOCABULARY = "rows of the vocabulary, which each holder pads in its own way"
 
 
