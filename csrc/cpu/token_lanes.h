@@ -10,23 +10,42 @@ namespace {
 template <typename T>
 using Mask = Bits<T>;
 
+// Lane i is byte i.
+template <typename T>
+Mask<T> widened(const uint8_t* bytes) {
+#if defined(__AVX2__)  // for which GCC moves the bytes of the general form one by one; maskz spares a warning
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+#endif
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (Mask<T>)_mm512_maskz_cvtepu8_epi32(-1, packed);
+    if constexpr (sizeof(T) == 8) return (Mask<T>)_mm512_maskz_cvtepu8_epi64(-1, packed);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return (Mask<T>)_mm256_cvtepu8_epi32(packed);
+    if constexpr (sizeof(T) == 8) return (Mask<T>)_mm256_cvtepu8_epi64(packed);
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>)));
+    Bytes packed;
+    __builtin_memcpy(&packed, bytes, sizeof packed);
+    return __builtin_convertvector(packed, Mask<T>);
+#endif
+}
+
 // The next `count` tokens from t on; at most a vector of them.
 template <typename T>
 class Tokens {
   public:
     Tokens(const bool* loss_mask, int64_t t, int64_t end)
         : t_(t), count_(end - t < kLanes<T> ? static_cast<int>(end - t) : kLanes<T>) {
-        typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>)));
-        Bytes bytes = {};
+        uint8_t bytes[16] = {};
         if (count_ == kLanes<T>) {
-            __builtin_memcpy(&bytes, loss_mask + t, kLanes<T>);
+            __builtin_memcpy(bytes, loss_mask + t, kLanes<T>);
         } else {
-            __builtin_memcpy(&bytes, loss_mask + t, count_);
+            __builtin_memcpy(bytes, loss_mask + t, count_);
         }
-        uint64_t words[2] = {};
-        __builtin_memcpy(words, &bytes, kLanes<T>);
+        uint64_t words[2];
+        __builtin_memcpy(words, bytes, sizeof words);
         any_ = words[0] | words[1];
-        valid_ = __builtin_convertvector(bytes, Mask<T>) != 0;
+        valid_ = widened<T>(bytes) != 0;
     }
 
     // Whether any of them is valid.
