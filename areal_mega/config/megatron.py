@@ -16,7 +16,7 @@ _CLASSES = {
     "model_parallel_config.py": ("ModelParallelConfig",),
     "transformer/transformer_config.py": ("TransformerConfig", "MLATransformerConfig"),
 }
-_MODEL = "model.path: the model's config.json says it"
+_MODEL = "use model.path, whose config.json says it"
 _PROGRAM = "the program sets it"
 
 # Fields that follow from other options or from the model: name to what to do.

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,13 @@ def test_quickstart_options_pass(model, name):
         (["+rollout.sglang.api_key=x"], "rollout.sglang.api_key", "leave it out"),
         (["policy.parallel.tensor=0"], "policy.parallel.tensor=0", "at least 1"),
         (["policy.parallel.tensor=3"], "policy.parallel.tensor=3", "--nproc-per-node 3"),
+        (["policy.parallel.context=0"], "policy.parallel.context=0", "at least 1"),
+        (["policy.recompute.mode=all"], "policy.recompute.mode=all", "none or selective or full"),
+        (["policy.recompute.mode=selective", "policy.recompute.modules=[]"], "policy.recompute.modules", "name some"),
+        (["+policy.megatron.hidden_size=8"], "policy.megatron.hidden_size", "use model.path"),
+        (["+policy.megatron.sequence_parallel=true"], "megatron.sequence_parallel", "use policy.parallel.sequence"),
+        (["+policy.megatron.recompute_granularity=full"], "recompute_granularity", "use policy.recompute"),
+        (["+policy.megatron.apply_rope_fusio=true"], "apply_rope_fusio", "Did you mean apply_rope_fusion?"),
         (["algorithm.advantage=ppo"], "algorithm.advantage=ppo", "gae or grpo"),
         (["reward.name=magic"], "reward.name=magic", "exact_match or final_number"),
         (["program=sft"], "program=sft", "must be ppo"),
@@ -115,18 +123,80 @@ def test_options_that_cannot_be_meant_are_named_with_a_way_out(model, overrides,
 
 
 @pytest.mark.parametrize(
-    ("layout", "ranks", "size"),
+    ("layout", "ranks", "reason", "choices"),
     [
-        ("tensor=4", 4, "num_key_value_heads=2"),
-        ("tensor=8", 8, "intermediate_size=12"),
-        ("pipeline=3", 6, "num_hidden_layers=4"),
+        ("tensor=8", 8, "num_attention_heads=4 is not a multiple of 8, intermediate_size=12 is not", "1, 2, 4"),
+        ("pipeline=3", 6, "num_hidden_layers=4 is not a multiple of 3", "1, 2, 4"),
+        ("expert=2", 2, "it has no experts", "1"),
+        ("expert_tensor=2", 2, "it has no experts", "1"),
     ],
 )
-def test_a_layout_must_divide_policy_and_critic(model, layout, ranks, size):
+def test_a_layout_must_fit_policy_and_critic(model, layout, ranks, reason, choices):
     path = model.partition("=")[2]
     text = problems(model, [f"policy.parallel.{layout}", f"critic.path={path}"], ranks=ranks)
     for name in ("model.path", "critic.path"):
-        assert f"policy.parallel.{layout} does not divide {size} of {name}={path}; choose a divisor" in text
+        assert f"{name}={path}: policy.parallel.{layout} does not fit the model: {reason}" in text
+        assert f"; use {choices}." in text
+
+
+MIXTURE = {"num_experts": 6, "moe_intermediate_size": 8, "model_type": "qwen3_moe"}
+LATENT = {"kv_lora_rank": 4, "n_routed_experts": 6, "n_shared_experts": 1, "moe_intermediate_size": 10}
+
+
+@pytest.mark.parametrize(
+    ("fields", "layout", "sentence"),
+    [
+        ({"num_key_value_heads": 3}, ["tensor=2"], "num_key_value_heads=3 neither is a multiple of 2 nor divides it"),
+        ({}, ["pipeline=2", "virtual_pipeline=4"], "num_hidden_layers=4 is not a multiple of 8; use 1, 2"),
+        ({}, ["virtual_pipeline=2"], "set it above 1, or virtual_pipeline=1"),
+        ({}, ["tensor=1", "sequence=true"], "set sequence=false"),
+        ({}, ["overlap_param_gather=true"], "overlap_grad_reduce=true"),
+        (MIXTURE, ["expert=4"], "its 6 experts are not a multiple of 4; use 1, 2, 3, 6"),
+        (MIXTURE, ["expert=2", "expert_tensor=3"], "moe_intermediate_size=8 is not a multiple of 3; use 1, 2, 4"),
+        (MIXTURE, ["tensor=2"], "mixture-of-experts model needs policy.parallel.sequence=true"),
+        (MIXTURE, ["tensor=2", "sequence=true", "expert_tensor=1"], "set it to null, or expert above 1"),
+        (LATENT, ["tensor=2"], "latent attention model needs policy.parallel.sequence=true"),
+        (LATENT, ["tensor=4", "sequence=true"], "n_shared_experts * moe_intermediate_size = 10 is not a multiple of 4"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_would(model, fields, layout, sentence):
+    path = Path(model.partition("=")[2]) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    assert sentence in problems(model, [f"policy.parallel.{option}" for option in layout], ranks=24)
+
+
+@pytest.mark.parametrize(
+    ("fields", "layout"),
+    [
+        ({}, ["tensor=4"]),  # fewer KV heads than ranks
+        ({}, ["pipeline=2", "virtual_pipeline=2"]),
+        (MIXTURE, ["expert=3", "tensor=2", "sequence=true", "expert_tensor=1"]),
+        (LATENT, ["tensor=2", "sequence=true", "context=2"]),
+    ],
+)
+def test_a_layout_that_fits_passes(model, fields, layout):
+    path = Path(model.partition("=")[2]) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    options = ["+experiment=quickstart", model, "rollout.prompts_per_step=24"]
+    options += [f"policy.parallel.{option}" for option in layout]
+    check(parse("ppo", options), ranks=24, cuda=False)
+
+
+def test_batches_are_divided_over_data_parallel_replicas_only(model):
+    """CP ranks share the work on the same sequences."""
+    layout = ["policy.parallel.tensor=1", "policy.parallel.context=3", "rollout.prompts_per_step=4"]
+    check(parse("ppo", ["+experiment=quickstart", model, *layout]), ranks=6, cuda=False)
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks", "way_out"),
+    [
+        (["tensor=2", "context=2"], 6, "policy.parallel.context=2 = 4 must divide the number of ranks, 6"),
+        (["tensor=1", "expert=4"], 6, "policy.parallel.expert=4 = 4 must divide the number of ranks, 6"),
+    ],
+)
+def test_a_layout_must_divide_the_ranks(model, layout, ranks, way_out):
+    assert way_out in problems(model, [f"policy.parallel.{option}" for option in layout], ranks=ranks)
 
 
 def test_a_warm_up_that_ends_in_time_passes(model):

@@ -164,6 +164,21 @@ def test_scaled_rope(topology, tmp_path, rope):
     torch.testing.assert_close(got, expected, rtol=0, atol=3e-6)
 
 
+def test_yarn_with_latent_attention(topology, tmp_path):
+    """DeepSeek scales the softmax as well."""
+    rope = {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+        "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.5,
+    }  # fmt: skip
+    hf = save_tiny_model(tmp_path, "deepseek_v3", rope_parameters=rope)
+    batch = batch_of(120)
+    with torch.no_grad():
+        logits = hf(batch.tokens[None]).logits[0, :-1].log_softmax(-1)
+    expected = logits.gather(1, batch.tokens[1:, None]).squeeze(1)
+    got = build(topology, tmp_path).forward(batch)["logprobs"][1:]
+    torch.testing.assert_close(got, expected, rtol=0, atol=3e-6)
+
+
 def test_bfloat16_trains_close_to_float32(topology, folder):
     batch = batch_of(40, 17, 30)
     steps = {}
