@@ -132,6 +132,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--url", help="address of the server, for --task http")
     parser.add_argument("--list", action="store_true", help="show the verifiers and leave")
     arguments = parser.parse_args()
+    if arguments.workers < 1 or (arguments.time_limit is not None and arguments.time_limit <= 0):
+        parser.error("--workers must be at least 1 and --time-limit above 0")
     if not arguments.list and not (arguments.file and arguments.task):
         parser.error("FILE and --task are needed (or --list)")
     return arguments

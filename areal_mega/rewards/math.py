@@ -77,12 +77,12 @@ def clean(text: str) -> str:
     text = (boxes[-1] if boxes else text).translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = text.strip(" .;:*\n")
+    text = text.strip(" *\n").rstrip(" .;:")
     if m := re.fullmatch(r"\$+([^$]+)\$+|\\\((.*)\\\)|\\\[(.*)\\\]", text):
         text = next(group for group in m.groups() if group is not None)
     while (m := re.fullmatch(r"\{([^{}]*)\}", text)) is not None:
         text = m[1]
-    return text.strip(" .;:,")
+    return text.strip(" ,;:").rstrip(".")
 
 
 def _same_text(reference: str, said: str) -> bool:

@@ -61,7 +61,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
         return m[1].strip(), "degree"
     if (m := _TEXT_UNIT.fullmatch(text)) and _is_unit(m[2]):
         return m[1].strip(), _canonical(m[2], m[3] or m[4])
-    if (m := _WORD_UNIT.fullmatch(text)) and _is_unit(m[2]) and parse_number(m[1]) is not None:
+    if (m := _WORD_UNIT.fullmatch(text)) and _is_unit(m[2]) and parse_number(m[1]) is not None and _is_word(m):
         return m[1].strip(), _canonical(m[2], m[3])
     return text, None
 
@@ -74,6 +74,12 @@ def contradict(one: str | None, other: str | None) -> bool:
 def _is_unit(words: str) -> bool:
     split = words.lower().split()
     return len(split) <= 4 and not _NO_UNITS.intersection(split)
+
+
+def _is_word(m: re.Match[str]) -> bool:
+    """Not a product of variables: a known unit of two letters or more, or a word that stands apart."""
+    known = len(m[2]) > 1 and bool(_canonical(m[2], m[3]))
+    return known or (len(m[2].split()[0]) > 2 and m.string[m.start(2) - 1].isspace())
 
 
 def _canonical(words: str, power: str | None) -> str:
