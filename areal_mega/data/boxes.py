@@ -17,26 +17,27 @@ def boxed(text: str) -> list[str]:
 
 def boxes(text: str) -> Iterator[tuple[int, int, str]]:
     """Start, end and content of each box that is not inside another one."""
+    closing = _closing_braces(text)
     at = 0
     while box := _BOX.search(text, at):
-        if box[0].endswith("{"):
-            closed = _closing_brace(text, box.end())
-            if closed is None:  # nothing behind it is closed either, but for what it contains
-                at = box.end()
-                continue
-            at = closed + 1
-            yield box.start(), at, text[box.end() : closed]
-        else:  # \boxed 5
+        if not box[0].endswith("{"):  # \boxed 5
             word = _WORD.match(text, box.end())
             assert word is not None
             at = word.end()
             yield box.start(), at, word[0]
+        elif (closed := closing.get(box.end())) is not None:
+            at = closed + 1
+            yield box.start(), at, text[box.end() : closed]
+        else:
+            at = box.end()
 
 
-def _closing_brace(text: str, at: int) -> int | None:
-    depth = 1
-    for brace in _BRACE.finditer(text, at):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return brace.start()
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where the brace is closed that was opened just before a place; all in one pass, as text may be hostile."""
+    opened, closing = [], {}
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.end())
+        elif brace[0] == "}" and opened:
+            closing[opened.pop()] = brace.start()
+    return closing

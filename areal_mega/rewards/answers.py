@@ -27,6 +27,7 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|[.!?]?\*\*")
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _LAST_NUMBER = re.compile(rf"(?:(?<![\w.)])[-−])?\$?(?:{_WHOLE}?\.\d+|{_WHOLE}(?:/\d+)?)\s?%?")
+_UNIT = re.compile(r"\s*(?:[A-Za-z]+ ?){1,4}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
@@ -64,10 +65,10 @@ def _announced(text: str) -> str | None:
         return None
     said = text[announcements[-1].end() :].lstrip(" \t*:\n")
     if formula := _FORMULA.match(said):
-        # What stands behind the formula may be its unit.
         rest = said[formula.end() :]
         end = _SENTENCE_END.search(rest)
-        return f"{_inside(formula)} {rest[: end.start()] if end else rest}".strip()
+        unit = rest[: end.start()] if end else rest
+        return _inside(formula) + (unit.rstrip() if _UNIT.fullmatch(unit) else "")
     end = _SENTENCE_END.search(said)
     sentence = (said[: end.start()] if end else said).strip()
     if formula := _FORMULA.search(sentence):
