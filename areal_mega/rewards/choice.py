@@ -9,6 +9,7 @@ from areal_mega.data.sample import Prompt
 from areal_mega.rewards.answers import conclusion, final_answer
 from areal_mega.rewards.score import Score
 
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?(?:[.:)]\s*(?P<text>.*))?", re.DOTALL)
 _ANNOUNCED = re.compile(
     r"(?:answer|option|choice)\b[^\n.:]{0,30}?(?:\bis\b|:|=)?\s*[*$]*\\?(?:text\{|mathrm\{)?\s*\(?([A-Z])\)?(?![A-Za-z'])"
@@ -45,11 +46,14 @@ def _letter_of(text: str, options: list[str]) -> str | None:
     """The letter that ``(C)``, ``C``, ``C. its text`` or the text of option C stand for."""
     bare = _bare(text)
     if bare in (known := [_bare(option) for option in options]):
-        return chr(ord("A") + known.index(bare))
+        return _LETTERS[known.index(bare)]
     letter = _LETTER.fullmatch(bare)
-    if letter is None or (letter["text"] and options and _bare(letter["text"]) not in known):
+    if letter is None:
         return None
-    return letter[1].upper()
+    picked = letter[1].upper()
+    if letter["text"] and known and _bare(letter["text"]) != dict(zip(_LETTERS, known, strict=False)).get(picked):
+        return None
+    return picked
 
 
 def _bare(text: str) -> str:

@@ -7,15 +7,6 @@ from areal_mega.rewards import VERIFIERS, VerifierError, check_answers, judge, r
 from areal_mega.rewards.registry import TASKS, load
 
 
-def half(response, prompt):
-    """A user's verifier: half a point for trying."""
-    return 0.5 if response else 0.0
-
-
-def broken(response, prompt):
-    raise ZeroDivisionError("no luck")
-
-
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """Verifiers of a user are found from the folder the run starts in, by its workers too."""
@@ -65,14 +56,14 @@ def test_the_task_of_a_problem_names_its_verifier():
 
 def test_a_verifier_of_the_users_own_gives_part_of_the_reward():
     samples = [sample("x"), sample("")]
-    judge(samples, RewardOptions(name="test_judge:half", scale=2.0, wrong=1.0))
+    judge(samples, RewardOptions(name="own_verifiers:half", scale=2.0, wrong=1.0))
     assert [(s.correct, s.reward) for s in samples] == [(False, 1.5), (False, 1.0)]
 
 
 def test_a_verifier_that_fails_everywhere_stops_the_run():
     samples = [sample("x"), sample("y")]
     with pytest.raises(VerifierError, match="none of 2 answers could be judged"):
-        judge(samples, RewardOptions(name="test_judge:broken"))
+        judge(samples, RewardOptions(name="own_verifiers:broken"))
     assert samples[0].reward == 0 and samples[0].reward_parts["failed"] == 1
 
 

@@ -1,6 +1,7 @@
-import os
 import subprocess
+import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,12 @@ def test_nothing_of_the_environment_is_handed_over(monkeypatch):
 
 
 def test_nothing_is_left():
-    marker = "areal-sandbox-test-marker"
-    run(f"import time\nopen('{marker}', 'w')\ntime.sleep(1000)", limits=Limits(seconds=3))
+    marker = f"marker-{uuid.uuid4().hex}"
+    hide = f"open('{marker}', 'w')\nimport os, sys, time\nos.setsid() if os.getpid() == 1 else None\n"
+    run(
+        hide + f"os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000)', '{marker}'])",
+        limits=Limits(3.0),
+    )
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert "areal-sandbox-" not in listing
-    assert not [f for f in Path(os.environ.get("TMPDIR", "/tmp")).glob("areal-sandbox-*/" + marker)]
+    assert marker not in listing
+    assert not list(Path(tempfile.gettempdir()).glob(f"areal-sandbox-*/{marker}"))

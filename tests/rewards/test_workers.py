@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,22 +10,6 @@ from problems import problem
 from areal_mega.rewards.workers import Job, VerifierPool
 
 
-def endless(response, prompt):
-    """Hangs in C code that no alarm interrupts and no thread survives; leaves a child behind."""
-    Path(prompt.metadata["folder"], f"{os.getpid()}").touch()
-    subprocess.Popen(["sleep", "1000"])
-    return (1 << 40_000_000) ** 50_000
-
-
-def dies(response, prompt):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def says(response, prompt):
-    print("a verifier that prints does no harm")
-    return float(response)
-
-
 @pytest.fixture
 def pool(monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)
@@ -36,7 +19,7 @@ def pool(monkeypatch):
 
 
 def job(function, response="1", seconds=60.0, **metadata):
-    return Job(f"test_workers:{function}", response, problem("1", **metadata), seconds)
+    return Job(f"own_verifiers:{function}", response, problem("1", **metadata), seconds)
 
 
 def test_scores_come_in_the_order_of_the_jobs(pool):
@@ -73,7 +56,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     script = (
         "from problems import problem\n"
         "from areal_mega.rewards.workers import Job, VerifierPool\n"
-        f"pool = VerifierPool(1); pool.score([Job('test_workers:says', '1', problem('1'), 60.0)])\n"
+        "pool = VerifierPool(1); pool.score([Job('own_verifiers:says', '1', problem('1'), 60.0)])\n"
         "print(pool._idle[0]._process.pid, flush=True); input()\n"
     )
     folder = Path(__file__).parent
