@@ -6,6 +6,7 @@ wrong by themselves come first: the other checks calculate with them.
 
 from __future__ import annotations
 
+import difflib
 import json
 import operator
 from collections.abc import Callable, Iterator
@@ -17,7 +18,18 @@ from areal_mega.config.divisibility import layout_problems, rank_problems
 from areal_mega.config.engine import engine_problems
 from areal_mega.config.errors import UserError
 from areal_mega.config.megatron import megatron_problems
-from areal_mega.config.options import AlgorithmOptions, CommonOptions, OptimizerOptions, PPOOptions, SFTOptions
+from areal_mega.config.options import (
+    DATA_FORMATS,
+    PROMPT_TYPES,
+    VERIFIER_NAMES,
+    AlgorithmOptions,
+    CommonOptions,
+    DataOptions,
+    OptimizerOptions,
+    PPOOptions,
+    RewardOptions,
+    SFTOptions,
+)
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "minimum": (operator.ge, "at least"),
@@ -35,7 +47,7 @@ def check(options: CommonOptions, ranks: int, cuda: bool) -> None:
     """
     problems = list(_values(options))
     if not problems:
-        problems += [*_device(options, cuda), *_policy(options, ranks)]
+        problems += [*_device(options, cuda), *_policy(options, ranks), *_mix(options.data)]
         if isinstance(options, PPOOptions):
             problems += _ppo(options, ranks, resolve_device(options.runtime.device, cuda))
         elif isinstance(options, SFTOptions):
@@ -56,6 +68,7 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     yield from _batch(options, ranks)
     yield from _algorithm(options)
     yield from _policy_loss(options.algorithm)
+    yield from _reward(options.reward)
     if options.algorithm.advantage == "gae":
         yield from _schedule("critic.optimizer", options.critic.optimizer, options.critic_updates)
     else:
@@ -179,6 +192,31 @@ def _policy_loss(a: AlgorithmOptions) -> Iterator[str]:
             f"algorithm.behavior_high={a.behavior_high} is below algorithm.behavior_low={a.behavior_low}; raise the "
             "one or lower the other."
         )
+
+
+def _mix(data: DataOptions) -> Iterator[str]:
+    """`_values` does not look into lists."""
+    for i, one in enumerate(data.mix):
+        name = f"data.mix[{i}]"
+        if not one.weight > 0:
+            yield f"{name}.weight={one.weight}: must be above 0; leave the set out to draw nothing from it."
+        if one.format not in DATA_FORMATS:
+            yield f"{name}.format={one.format}: must be {' or '.join(DATA_FORMATS)}."
+        if one.prompt_type is not None and one.prompt_type not in PROMPT_TYPES:
+            yield f"{name}.prompt_type={one.prompt_type}: must be {' or '.join(PROMPT_TYPES)}."
+
+
+def _reward(reward: RewardOptions) -> Iterator[str]:
+    used = {"reward.name": [reward.name], "reward.require": reward.require, "reward.extra": list(reward.extra)}
+    for option, names in used.items():
+        known = (*VERIFIER_NAMES, "task") if option == "reward.name" else VERIFIER_NAMES
+        for name in names:
+            if name not in known and ":" not in name:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                yield f"{option}={name}: no such verifier.{hint} Use {', '.join(known)} or your own, module:function."
+    if any("http" in names for names in used.values()) and not reward.http.url:
+        yield "the verifier http needs the address of its server; set reward.http.url."
 
 
 def _no_critic(options: PPOOptions) -> Iterator[str]:

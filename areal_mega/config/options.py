@@ -224,21 +224,83 @@ class AlgorithmOptions:
     )
 
 
+DATA_FORMATS = (
+    "auto", "ours", "boba", "boba-sft", "gsm8k", "math", "deepscaler", "dapo", "orz", "reasoning-gym", "humaneval",
+)  # fmt: skip
+PROMPT_TYPES = (
+    "chat", "plain", "boxed", "AReaL-boba", "AReaL-boba-SFT", "r1-distilled-qwen", "r1-distilled-qwen-gpqa",
+    "deepscaler", "orz", "r1-zero", "r1-zero-box", "qwq", "qwq-math", "qwen-boxed", "qwen25-math-cot",
+)  # fmt: skip
+
+
+@dataclass
+class DataSetOptions:
+    """One of several training sets (data.mix)."""
+
+    path: str = option(MISSING, "As data.train.")
+    weight: float = option(1.0, "Prompts of this set for each prompt of data.train with weight 1.", above=0)
+    format: str = option("auto", "As data.format.", choices=DATA_FORMATS)
+    prompt_type: str | None = option(None, "As data.prompt_type.", choices=PROMPT_TYPES)
+    task: str | None = option(None, "As data.task.")
+
+
 @dataclass
 class DataOptions:
-    train: str = option(MISSING, "JSONL of training prompts.")
-    validation: str | None = option(None, "JSONL of held-out prompts; null: no evaluation.")
+    train: str = option(
+        MISSING,
+        "Training prompts: a .jsonl, .json or .parquet file, a folder of them, a folder that `datasets` saved, or "
+        "hf://datasets/OWNER/NAME[@REVISION]/FILE.",
+    )
+    validation: str | None = option(None, "Held-out prompts, as data.train; null: no evaluation.")
     shuffle: bool = option(True, "Shuffle the training prompts anew for each pass.")
+    format: str = option("auto", "What a line looks like (docs/data.md); auto: its fields say.", choices=DATA_FORMATS)
+    prompt_type: str | None = option(
+        None,
+        "How a question becomes a prompt (docs/data.md); null: the model's chat template, and prompts that are "
+        "templated already stay as they are.",
+        choices=PROMPT_TYPES,
+    )
+    task: str | None = option(None, "Task of every line, which reward.name=task judges by; null: the line's own.")
+    unusable: str = option(
+        "stop",
+        "What to do with a line that is too long or whose own answer gets no full reward; skip counts and says so.",
+        choices=("stop", "skip"),
+    )
+    weight: float = option(1.0, "Weight of data.train beside data.mix.", above=0)
+    mix: list[DataSetOptions] = option([], "More training sets, [{path: FILE, weight: 0.5, ...}] (docs/data.md).")
+
+
+VERIFIER_NAMES = (
+    "exact_match", "final_number", "math", "choice", "code", "reasoning_gym", "http",
+    "think_format", "answer_format", "think_answer_format", "boxed_format",
+)  # fmt: skip
+
+
+@dataclass
+class HttpOptions:
+    url: str | None = option(None, "Address the verifier http sends responses to (docs/rewards.md).")
+    timeout: float = option(30.0, "Seconds one request may take.", above=0)
+    attempts: int = option(3, "Requests for one score before it counts as failed.", minimum=1)
+    concurrency: int = option(64, "Requests at the same time.", minimum=1)
 
 
 @dataclass
 class RewardOptions:
     name: str = option(
-        "exact_match", "Verifier: the whole response, or its last number.", choices=("exact_match", "final_number")
+        "exact_match",
+        f"Verifier of the answer: {', '.join(VERIFIER_NAMES)}, your own as package.module:function, or task: the one "
+        "the problem's task names.",
     )
     scale: float = option(1.0, "Reward of a right answer.")
     wrong: float = option(0.0, "Reward of a wrong answer.")
     truncated: float | None = option(None, "Reward of a response cut at max_new_tokens; null: judge it.")
+    require: list[str] = option([], "Verifiers that must say 1 too, or the answer is wrong: [think_answer_format].")
+    extra: dict[str, float] = option({}, "More verifiers, whose scores times these weights are added to the reward.")
+    workers: int = option(2, "Processes that judge answers.", minimum=1)
+    time_limit: float | None = option(
+        None, "Seconds an answer may take to judge, then it is wrong; null: the verifier's own limit.", above=0
+    )
+    http: HttpOptions = group(HttpOptions, "The server of the verifier http.")
 
 
 @dataclass

@@ -1,69 +1,112 @@
-"""Data sets: one problem a line.
+"""Data sets as prompts for reinforcement learning, and as sequences for SFT.
 
-A line has ``prompt`` (text, put into the model's chat template as the user's message) or ``messages`` (the
-chat itself), and ``answer``. For SFT the answer is what the model learns to say.
+Which files can be read: `areal_mega.data.records`. What their lines look like: `areal_mega.data.formats`. How a
+question becomes a prompt: `areal_mega.data.prompt_types`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from areal_mega.config.errors import UserError
+from areal_mega.config.options import DataSetOptions
+from areal_mega.data.formats import FORMATS, Line, LineError, NoAnswerError, format_of
+from areal_mega.data.prompt_types import PROMPT_TYPES, question_of
+from areal_mega.data.records import read_records
 from areal_mega.data.sample import Prompt
 
 
-def read_prompts(path: str, option: str, tokenizer: Any, max_tokens: int) -> list[Prompt]:
-    """All problems of a JSONL file, with their prompts as tokens.
+class UnusableLineError(UserError):
+    """A line is well formed but cannot be used: too long, or without an answer."""
 
-    option: the name of the option that holds ``path``, for messages.
+
+def read_prompts(
+    path: str,
+    option: str,
+    tokenizer: Any,
+    max_tokens: int,
+    how: DataSetOptions | None = None,
+    skip_unusable: bool = False,
+) -> list[Prompt]:
+    """All problems of a data set, with their prompts as tokens.
+
+    option: the name of the option that holds ``path``, for messages. how: its format, prompt type and task; by
+    default its fields say the format, and the model's chat template makes the prompts. skip_unusable: leave out lines
+    that are too long or have no answer, and say how many.
 
     Raises:
         UserError: the file is missing or empty; a line is not JSON, lacks a field, or its prompt is empty or
             longer than ``max_tokens``. File and line are named.
     """
-    prompts = []
-    for where, line in _lines(path, option):
-        text, tokens = _prompt(line, where, tokenizer)
-        if len(tokens) > max_tokens:
-            raise UserError(
-                f"{where}: the prompt has {len(tokens)} tokens, more than rollout.max_prompt_tokens="
-                f"{max_tokens}. Raise the option or remove the line."
-            )
-        metadata = {k: v for k, v in line.items() if k not in ("prompt", "messages", "answer", "id")}
+    prompts, skipped = [], _Skipped(option, skip_unusable)
+    for number, (where, record) in enumerate(read_records(path, option), 1):
+        try:
+            line = _line(record, where, how)
+            text, tokens = _prompt(line, where, tokenizer, how)
+            if len(tokens) > max_tokens:
+                raise UnusableLineError(
+                    f"{where}: the prompt has {len(tokens)} tokens, more than rollout.max_prompt_tokens="
+                    f"{max_tokens}. Raise the option, remove the line or set data.unusable=skip."
+                )
+        except UnusableLineError as error:
+            skipped.add(error)
+            continue
         prompts.append(
             Prompt(
-                id=str(line.get("id", where.rsplit(":", 1)[1])),
+                id=line.id or str(number),
                 tokens=tokens,
                 text=text,
-                answer=_text_field(line, "answer", where),
-                metadata=metadata,
+                answer=line.answers[0],
+                metadata=line.metadata,
+                solutions=line.answers[1:],
+                task=(how and how.task) or line.task,
+                source=where,
             )
         )
+    skipped.say(len(prompts))
     return prompts
 
 
-def read_answers(path: str, option: str, tokenizer: Any, max_tokens: int) -> list[dict[str, list]]:
-    """All sequences of an SFT file: ``tokens`` and ``loss_mask`` (True on the answer and its end token).
+def read_answers(
+    path: str,
+    option: str,
+    tokenizer: Any,
+    max_tokens: int,
+    how: DataSetOptions | None = None,
+    skip_unusable: bool = False,
+) -> list[dict[str, list]]:
+    """All sequences for SFT: ``tokens`` and ``loss_mask`` (True on the answer and its end token).
+
+    What is learned is the answer; of GSM8K and MATH the whole solution.
 
     Raises:
         UserError: as `read_prompts`.
     """
-    sequences = []
-    for where, line in _lines(path, option):
-        _, prompt = _prompt(line, where, tokenizer)
-        answer = tokenizer(_text_field(line, "answer", where), add_special_tokens=False)["input_ids"]
-        answer = [*answer, tokenizer.eos_token_id]
-        if len(prompt) + len(answer) > max_tokens:
-            raise UserError(
-                f"{where}: prompt and answer have {len(prompt) + len(answer)} tokens, more than "
-                f"max_tokens={max_tokens}. Raise the option or remove the line."
-            )
+    sequences, skipped = [], _Skipped(option, skip_unusable)
+    for where, record in read_records(path, option):
+        try:
+            line = _line(record, where, how)
+            _, prompt = _prompt(line, where, tokenizer, how)
+            learned = line.answers[0] if line.learned is None else line.learned
+            answer = [*tokenizer(learned, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            if len(prompt) + len(answer) > max_tokens:
+                raise UnusableLineError(
+                    f"{where}: prompt and answer have {len(prompt) + len(answer)} tokens, more than "
+                    f"max_tokens={max_tokens}. Raise the option, remove the line or set data.unusable=skip."
+                )
+        except UnusableLineError as error:
+            skipped.add(error)
+            continue
         mask = [False] * len(prompt) + [True] * len(answer)
         sequences.append({"tokens": prompt + answer, "loss_mask": mask})
+    skipped.say(len(sequences))
     return sequences
 
 
@@ -90,56 +133,72 @@ def endless_batches(items: list, size: int, shuffle: bool, seed: int) -> Iterato
         yield batch
 
 
-def _lines(path: str, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line as JSON, with ``file:line`` for messages."""
-    if not Path(path).is_file():
-        raise UserError(f"{option}={path}: no such file.")
-    empty = True
-    with open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            empty, where = False, f"{path}:{number}"
-            try:
-                line = json.loads(text.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8 (byte {error.start + 1} of the line).") from None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON: {error.msg} (column {error.colno}).") from None
-            if not isinstance(line, dict):
-                raise UserError(f"{where}: expected a JSON object, found {type(line).__name__}.")
-            yield where, line
-    if empty:
-        raise UserError(f"{option}={path}: the file has no lines.")
+@dataclass
+class _Skipped:
+    """Lines that are left out, if that is allowed."""
+
+    option: str
+    allowed: bool
+    count: int = 0
+    first: str = ""
+
+    def add(self, error: UnusableLineError) -> None:
+        if not self.allowed:
+            raise error
+        self.count += 1
+        self.first = self.first or str(error)
+
+    def say(self, kept: int) -> None:
+        """Tell how many; once, where several ranks read the same."""
+        if not kept:
+            raise UserError(f"{self.option}: none of its {self.count} lines can be used; the first: {self.first}")
+        if self.count and os.environ.get("RANK", "0") == "0":
+            print(f"{self.option}: {self.count} lines left out; the first: {self.first}", file=sys.stderr, flush=True)
 
 
-def _prompt(line: dict[str, Any], where: str, tokenizer: Any) -> tuple[str, list[int]]:
+def _line(record: Any, where: str, how: DataSetOptions | None) -> Line:
+    name = how.format if how is not None and how.format != "auto" else format_of(record)
+    try:
+        return FORMATS[name].read(record)
+    except NoAnswerError as error:
+        raise UnusableLineError(f"{where}: {error}") from None
+    except LineError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: is not of the format {name}: {FORMATS[name].help}.") from None
+
+
+def _prompt(line: Line, where: str, tokenizer: Any, how: DataSetOptions | None) -> tuple[str, list[int]]:
     """The prompt as text and as tokens."""
-    text = _prompt_text(line, where, tokenizer)
+    text, templated = _prompt_text(line, where, tokenizer, how.prompt_type if how else None)
     # A chat template writes the special tokens itself; without one the tokenizer adds what the model expects.
-    tokens = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+    special = not templated and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+    tokens = tokenizer(text, add_special_tokens=special)["input_ids"]
     if not tokens:
         raise UserError(f"{where}: the prompt has no tokens; write one or remove the line.")
     return text, tokens
 
 
-def _prompt_text(line: dict[str, Any], where: str, tokenizer: Any) -> str:
-    messages = line.get("messages")
-    if messages is None:
-        messages = [{"role": "user", "content": _text_field(line, "prompt", where)}]
+def _prompt_text(line: Line, where: str, tokenizer: Any, prompt_type: str | None) -> tuple[str, bool]:
+    """The prompt, and whether the model's chat template made it."""
+    if prompt_type is None:
+        if line.templated or (tokenizer.chat_template is None and line.messages is None):
+            return line.question, False
+        prompt_type = "chat"
+    kind = PROMPT_TYPES[prompt_type]
+    question = question_of(line.question) if line.templated else line.question
+    messages = line.messages or [{"role": "user", "content": question}]
+    if not kind.chat:
+        if len(messages) > 1:
+            raise UserError(
+                f"{where}: has several messages, which only the prompt types that use a chat template take."
+            )
+        return kind.around(question), False
     if tokenizer.chat_template is None:
-        if "messages" in line:
-            raise UserError(f"{where}: has messages, but the model's tokenizer has no chat template; use prompt.")
-        return messages[0]["content"]
+        what = "has messages" if line.messages else f"prompt type {prompt_type} needs a chat template"
+        raise UserError(f"{where}: {what}, but the model's tokenizer has no chat template; use prompt.")
+    messages = [*messages[:-1], {**messages[-1], "content": kind.around(question)}]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
     except Exception as error:
         raise UserError(f"{where}: the chat template cannot take messages: {error}.") from None
-
-
-def _text_field(line: dict[str, Any], name: str, where: str) -> str:
-    if name not in line:
-        raise UserError(f"{where}: field '{name}' is missing; the line has: {', '.join(line) or 'nothing'}.")
-    if not isinstance(line[name], str):
-        raise UserError(f"{where}: field '{name}' must be text, found {type(line[name]).__name__}.")
-    return line[name]

@@ -8,13 +8,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prompt:
-    """One problem. One JSONL line of a data set."""
+    """One problem. One line of a data set.
+
+    answer: the reference answer; solutions: further answers that are as right. task: what kind of problem it is,
+    which names a verifier. source: file and line it was read from, for messages.
+    """
 
     id: str
     tokens: list[int]
     text: str
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    solutions: tuple[str, ...] = ()
+    task: str = ""
+    source: str = ""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every answer that is right."""
+        return (self.answer, *self.solutions)
 
 
 @dataclass
@@ -23,7 +35,8 @@ class Sample:
 
     tokens: prompt and response. loss_mask: True on generated tokens. behavior_logprobs: the engine's log-prob
     of each generated token, 0 elsewhere. versions: the weights that produced each token, -1 elsewhere.
-    finish_reason: ``stop`` or ``length``. text: the response as text.
+    finish_reason: ``stop`` or ``length``. text: the response as text. reward_parts: what the reward is made of,
+    by name.
     """
 
     prompt: Prompt
@@ -36,6 +49,7 @@ class Sample:
     text: str
     reward: float = 0.0
     correct: bool = False
+    reward_parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def truncated(self) -> bool:

@@ -1,5 +1,7 @@
 """Verifiers: how a response is judged against the reference answer."""
 
-from areal_mega.rewards.verifiers import VERIFIERS, check_answers, judge
+from areal_mega.rewards.judge import VerifierError, check_answers, judge, reward_metrics
+from areal_mega.rewards.registry import VERIFIERS
+from areal_mega.rewards.score import Score
 
-__all__ = ["VERIFIERS", "check_answers", "judge"]
+__all__ = ["VERIFIERS", "Score", "VerifierError", "check_answers", "judge", "reward_metrics"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from areal_mega.config.options import PPOOptions
+from areal_mega.config.options import DataSetOptions, PPOOptions
 from areal_mega.data import Prompt, Sample
 from areal_mega.data.jsonl import endless_batches, read_prompts
+from areal_mega.data.mixing import mixed, training_sets, validation_set
 from areal_mega.data.tokenizer import load_tokenizer
 from areal_mega.policy.model import MegatronModel
 from areal_mega.resharding.transport import FullWeightTransport
@@ -28,12 +29,17 @@ class Generation:
         self.options, self.version = options, 0
         tokenizer = load_tokenizer(options.model.path)
         limit = options.rollout.max_prompt_tokens
-        train = read_prompts(options.data.train, "data.train", tokenizer, limit)
-        check_answers(train, options.reward, "data.train")
+        skip = options.data.unusable == "skip"
+
+        def read(name: str, how: DataSetOptions) -> list[Prompt]:
+            prompts = read_prompts(how.path, name, tokenizer, limit, how, skip)
+            return check_answers(prompts, options.reward, name, skip)
+
+        sets = training_sets(options.data)
+        train = mixed([read(name, how) for name, how in sets], [how.weight for _, how in sets])
         self.held_out: list[Prompt] = []
         if options.data.validation:
-            self.held_out = read_prompts(options.data.validation, "data.validation", tokenizer, limit)
-            check_answers(self.held_out, options.reward, "data.validation")
+            self.held_out = read("data.validation", validation_set(options.data))
         self._prompts: Iterator[list[Prompt]] = endless_batches(
             train, options.rollout.prompts_per_step, options.data.shuffle, options.seed
         )

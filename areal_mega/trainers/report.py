@@ -9,6 +9,7 @@ from typing import Any
 from areal_mega.config.options import CommonOptions, PPOOptions
 from areal_mega.data import Sample
 from areal_mega.data.jsonl import write_lines
+from areal_mega.rewards import reward_metrics
 from areal_mega.runtime.run_directory import write_summary
 from areal_mega.telemetry.journal import Row
 from areal_mega.telemetry.plot import plot_run
@@ -69,6 +70,7 @@ def sample_metrics(samples: Sequence[Sample], seconds: float) -> dict[str, float
         "rollout/response_length": sum(s.response_length for s in samples) / n,
         "rollout/truncated": sum(s.truncated for s in samples) / n,
         "step/tokens_per_second": sum(len(s.tokens) for s in samples) / seconds,
+        **reward_metrics(samples),
     }
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from areal_mega.algorithms.losses import sft_loss
-from areal_mega.config.options import SFTOptions
+from areal_mega.config.options import DataSetOptions, SFTOptions
 from areal_mega.data import PackedBatch
 from areal_mega.data.jsonl import endless_batches, read_answers
+from areal_mega.data.mixing import mixed, training_sets, validation_set
 from areal_mega.data.tokenizer import load_tokenizer
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
@@ -27,10 +28,14 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
     started = time.perf_counter()
     read_config(options.model.path)
     tokenizer = load_tokenizer(options.model.path)
-    sequences = read_answers(options.data.train, "data.train", tokenizer, options.max_tokens)
-    held_out = []
-    if options.data.validation:
-        held_out = read_answers(options.data.validation, "data.validation", tokenizer, options.max_tokens)
+    skip = options.data.unusable == "skip"
+
+    def read(name: str, how: DataSetOptions) -> list[dict[str, list]]:
+        return read_answers(how.path, name, tokenizer, options.max_tokens, how, skip)
+
+    sets = training_sets(options.data)
+    sequences = mixed([read(name, how) for name, how in sets], [how.weight for _, how in sets])
+    held_out = read("data.validation", validation_set(options.data)) if options.data.validation else []
     batches = endless_batches(sequences, options.sequences_per_step, options.data.shuffle, options.seed)
     policy = MegatronModel(
         topology,

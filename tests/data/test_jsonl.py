@@ -1,30 +1,9 @@
-import json
-
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from areal_mega.config.errors import UserError
 from areal_mega.data.jsonl import endless_batches, read_answers, read_prompts
-
-TEMPLATE = "{% for m in messages %}U {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}A {% endif %}"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["?", "<e>", "U", "A", "one", "two"])}, "?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>", unk_token="?", chat_template=TEMPLATE)
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(*lines):
-        path = tmp_path / "data.jsonl"
-        path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
-        return str(path)
-
-    return write
 
 
 def test_prompts_are_put_into_the_chat_template(write, tokenizer):
