@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -84,6 +85,12 @@ class PackedGPT(GPTModel):
         """tokens: ``[T]``."""
         # What GPTModel calls labels goes unseen to _postprocess.
         return super().forward(tokens[None], None, None, packed_seq_params=packed, labels=selection)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Every parameter with its place in the whole model, for Megatron's checkpoints."""
+        # GPTModel's own method looks for the output layer, which a value head has replaced.
+        start = LanguageModule if self.head == "value" else PackedGPT
+        return super(start, self).sharded_state_dict(prefix, sharded_offsets, metadata)
 
     def _preprocess(self, *args: Any, packed_seq_params: PackedSequences, **kwargs: Any) -> tuple:
         decoder_input, rotary, *rest = super()._preprocess(*args, packed_seq_params=packed_seq_params, **kwargs)

@@ -39,14 +39,43 @@ def load(gpt: PackedGPT, hf: PretrainedConfig, folder: str, topology: Topology) 
     Raises:
         UserError: a missing, misshapen or unreadable tensor or file.
     """
-    files = HFWeights(folder)
-    for name, parameter in named_parameters(gpt).items():
+    parameters = named_parameters(gpt)
+    total = sum(parameter.nbytes for parameter in parameters.values())
+    files = HFWeights(folder, bar_for=total if topology.is_main else 0)
+    used = set()
+    for name, parameter in parameters.items():
         if name == VALUE_HEAD and VALUE_HEAD not in files:
             continue
-        parts = [files.read(p) for p in pieces(name, parameter.shape, hf, topology.tp, topology.tp_rank)]
+        plan = pieces(name, parameter.shape, hf, topology.tp, topology.tp_rank)
+        parts = [files.read(p) for p in plan]
         rows = sum(len(part) for part in parts)
         parameter[:rows] = torch.cat(parts).to(parameter)
         parameter[rows:] = 0
+        used |= {p.name for p in plan}
+    files.check_all_used(set().union(*topology.gather(used)))
+
+
+def export_shares(
+    tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology
+) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors in HF names, each of them on one rank of DP replica 0: about equal bytes for each TP rank.
+
+    tensors: as for `export`. Every rank iterates to the end, and holds one bucket of tensors at a time; nothing
+    goes from stage to stage.
+    """
+    if topology.dp_rank:
+        return
+    own = _without_copies(tensors, hf, topology)
+    layout = [(k, v.shape, v.dtype) for k, v in own.items()]
+    limit = min(BUCKET, sum(shape.numel() for _, shape, _ in layout) // (4 * topology.tp))
+    loads = [0] * topology.tp
+    for bucket in _buckets(layout, limit):
+        writer = loads.index(min(loads))
+        loads[writer] += sum(shape.numel() * dtype.itemsize for _, shape, dtype in bucket)
+        flat = _gather_tp([own[name] for name, _, _ in bucket], topology, writer)
+        if topology.tp_rank == writer:
+            assert flat is not None
+            yield from _assemble(bucket, flat, hf, topology.tp)
 
 
 def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology) -> Iterator[tuple[str, Tensor]]:
@@ -58,8 +87,7 @@ def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topolo
     """
     if topology.dp_rank:
         return
-    tied_copy = hf.tie_word_embeddings and topology.pp > 1
-    own = {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}
+    own = _without_copies(tensors, hf, topology)
     group = parallel_state.get_pipeline_model_parallel_group()
     layouts: list[list[_Entry]] = [[] for _ in range(topology.pp)]
     dist.all_gather_object(layouts, [(k, v.shape, v.dtype) for k, v in own.items()], group=group)
@@ -74,12 +102,18 @@ def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topolo
                 yield from _assemble(bucket, flat, hf, topology.tp)
 
 
-def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
-    """Runs of tensors of one type, none above `BUCKET` elements (unless a single tensor is)."""
+def _without_copies(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology) -> dict[str, Tensor]:
+    """All but the last stage's copy of a tied embedding."""
+    tied_copy = hf.tie_word_embeddings and topology.pp > 1
+    return {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}
+
+
+def _buckets(layout: list[_Entry], limit: int = BUCKET) -> Iterator[list[_Entry]]:
+    """Runs of tensors of one type, none above ``limit`` elements (unless a single tensor is)."""
     bucket: list[_Entry] = []
     size = 0
     for name, shape, dtype in layout:
-        if bucket and (size + shape.numel() > BUCKET or dtype != bucket[0][2]):
+        if bucket and (size + shape.numel() > limit or dtype != bucket[0][2]):
             yield bucket
             bucket, size = [], 0
         bucket.append((name, shape, dtype))
@@ -88,15 +122,15 @@ def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
         yield bucket
 
 
-def _gather_tp(tensors: list[Tensor], topology: Topology) -> Tensor | None:
-    """``[tp, n]`` on the first TP rank, None on the others."""
+def _gather_tp(tensors: list[Tensor], topology: Topology, to: int = 0) -> Tensor | None:
+    """``[tp, n]`` on TP rank ``to``, None on the others."""
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     if topology.tp == 1:
         return flat[None]
     group = parallel_state.get_tensor_model_parallel_group()
-    first = dist.get_process_group_ranks(group)[0]
-    gathered = flat.new_empty(topology.tp, flat.numel()) if topology.tp_rank == 0 else None
-    dist.gather(flat, list(gathered) if gathered is not None else None, dst=first, group=group)
+    destination = dist.get_process_group_ranks(group)[to]
+    gathered = flat.new_empty(topology.tp, flat.numel()) if topology.tp_rank == to else None
+    dist.gather(flat, list(gathered) if gathered is not None else None, dst=destination, group=group)
     return gathered
 
 

@@ -30,7 +30,7 @@ class Topology:
 
     The ranks of one DP replica (its TP x PP ranks) hold one copy of the model and see the same batch.
 
-    `broadcast` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the other
+    `broadcast`, `gather` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the other
     ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
     That limit is for collectives that all ranks reach together, where a long wait means that something hangs.
     """
@@ -61,6 +61,12 @@ class Topology:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.waiting)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` (any picklable object), by rank, on every rank, whenever the last has it."""
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value, group=self.waiting)
+        return box
 
     def barrier(self) -> None:
         """Wait until every rank is here, however long that takes."""
@@ -113,6 +119,7 @@ def _hush() -> None:
     """Megatron advises extensions that are not needed here, and announces machinery that is off."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
     logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
 
 
