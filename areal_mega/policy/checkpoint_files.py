@@ -205,9 +205,7 @@ def write_folder(
 Shard = tuple[str, dict[str, int]]  # file, and the bytes of each tensor in it
 
 
-def _write_shards(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int, rank: int
-) -> Iterator[Shard]:
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int, rank: int) -> Iterator[Shard]:
     """Write files of at most ``shard_bytes`` (unless one tensor is larger); only one is in memory at a time."""
     pending: dict[str, Tensor] = {}
     count = size = 0

@@ -63,7 +63,8 @@ class CheckpointWriter:
         same for all ranks; the models' part is added.
         """
         self.finish()
-        partial_folder = self.topology.broadcast(self._prepare(step, models, trainer) if self.topology.is_main else None)
+        made = self._prepare(step, models, trainer) if self.topology.is_main else None
+        partial_folder: Path = self.topology.broadcast(made)
         state: dict[str, Any] = model_state.random_state(self.topology)
         for name, model in models.items():
             state[name] = model_state.sharded_state(name, model, optimizer=model.trains, loading=False)

@@ -89,8 +89,9 @@ class PackedGPT(GPTModel):
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """Every parameter with its place in the whole model, for Megatron's checkpoints."""
         # GPTModel's own method looks for the output layer, which a value head has replaced.
-        start = LanguageModule if self.head == "value" else PackedGPT
-        return super(start, self).sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.head == "value":
+            return super(LanguageModule, self).sharded_state_dict(prefix, sharded_offsets, metadata)
+        return super().sharded_state_dict(prefix, sharded_offsets, metadata)
 
     def _preprocess(self, *args: Any, packed_seq_params: PackedSequences, **kwargs: Any) -> tuple:
         decoder_input, rotary, *rest = super()._preprocess(*args, packed_seq_params=packed_seq_params, **kwargs)

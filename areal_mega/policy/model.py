@@ -140,9 +140,7 @@ class MegatronModel:
         self.hf.dtype = dtype or self.dtype
         shares = hf_weights.export_shares(hf_weights.named_parameters(self.gpt), self.hf, self.topology)
         tensors = ((name, tensor.to(self.hf.dtype)) for name, tensor in shares)
-        write_folder(
-            folder, self.hf, tensors, self.hf_path, shard_bytes, self.topology.rank, self.topology.gather
-        )
+        write_folder(folder, self.hf, tensors, self.hf_path, shard_bytes, self.topology.rank, self.topology.gather)
 
     def _run(self, model: torch.nn.Module, batch: PackedBatch, finish: Callable) -> list:
         """All micro-batches through Megatron's schedule; on the last stage, what ``finish`` kept of each."""

@@ -30,8 +30,8 @@ class Topology:
 
     The ranks of one DP replica (its TP x PP ranks) hold one copy of the model and see the same batch.
 
-    `broadcast`, `gather` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the other
-    ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
+    `broadcast`, `gather` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the
+    other ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
     That limit is for collectives that all ranks reach together, where a long wait means that something hangs.
     """
 
