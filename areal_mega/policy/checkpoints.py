@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy, TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from areal_mega.config.errors import UserError
 from areal_mega.policy import model_state
@@ -103,7 +104,7 @@ class CheckpointWriter:
     def _finalize(self, blocking: bool) -> None:
         try:
             self._queue.maybe_finalize_async_calls(blocking)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch's is no Exception
             raise RuntimeError(f"A checkpoint in {self.folders.root} could not be written: {error}") from error
 
     def _prepare(self, step: int, models: Models, trainer: Mapping[str, Any]) -> Path:
@@ -193,7 +194,7 @@ class _ResultFile:
 def _write(write: Callable, checksums: Path, rank: int, buckets: list, results: _ResultFile) -> None:
     """In the forked process: write this rank's files, then read them again for their checksums."""
     write(rank, buckets, results)
-    entries = {f"{STATE}/{name}": manifest.entry(Path(path)) for path, name, _ in buckets if Path(path).exists()}
+    entries = {f"{STATE}/{name}": manifest.entry(Path(path)) for path, name, _ in buckets if Path(path).is_file()}
     checksums.write_text(json.dumps(entries))
 
 

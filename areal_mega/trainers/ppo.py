@@ -121,17 +121,18 @@ class PPOTrainer:
 
     def begin(self) -> tuple[Evaluation, dict[str, float]]:
         """The evaluation before training and the seconds spent so far; the models and the engine where they were."""
-        if not self.recovery.point:
-            before = self.evaluate(0)
-            self.display.say(f"accuracy before training: {report.percent(before)}")
-            return before, {}
-        progress = self.recovery.progress
-        self.recovery.restore(self.trained)
-        if self.generation:
-            self.generation.seek(progress.get("position", 0))
-        self.publish(self.recovery.step)
-        self.display.say(f"resumed after step {self.recovery.step} from {self.recovery.point}")
-        return Evaluation(**progress["before"]) if "before" in progress else Evaluation(), progress
+        recovery, progress = self.recovery, self.recovery.progress
+        recovery.restore(self.trained)
+        if recovery.point:
+            if self.generation:
+                self.generation.seek(progress.get("position", 0))
+            self.publish(recovery.step)
+            self.display.say(f"resumed after step {recovery.step} from {recovery.point}")
+        if "before" in progress:
+            return Evaluation(**progress["before"]), progress
+        before = self.evaluate(0)
+        self.display.say(f"accuracy before training: {report.percent(before)}")
+        return before, progress
 
     @property
     def trained(self) -> dict[str, MegatronModel]:

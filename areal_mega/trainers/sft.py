@@ -57,9 +57,12 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
         enabled=topology.is_main,
         live=options.telemetry.progress,
     )
-    before = recovery.progress.get("before") if recovery.point else held_out_loss(policy, held_out, topology)
-    earlier = recovery.progress.get("seconds_total", 0.0)
+    progress = recovery.progress
+    before = progress["before"] if "before" in progress else held_out_loss(policy, held_out, topology)
+    earlier = progress.get("seconds_total", 0.0)
     with display:
+        if recovery.point:
+            display.say(f"resumed after step {recovery.step} from {recovery.point}")
         for step in range(recovery.step + 1, options.steps + 1):
             with timers.phase("train"):
                 batch = PackedBatch.pack(next(batches))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 
 import pytest
@@ -60,7 +59,7 @@ def test_a_killed_sft_run_ends_like_an_uninterrupted_one(start, sft_arguments, t
     # On another layout, and without a name: latest is the run that was started last.
     again = start("tools/train_sft.py", *sft_arguments(tmp_path, "resume=latest", "policy.parallel.tensor=2"))
     assert again.wait() == 0, again.output
-    assert f"resumed after step {saved}" in again.output or saved >= 2
+    assert f"resumed after step {saved}" in again.output
     assert_same_training(rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole"))
     summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("killed", "whole")]
     for name in ("loss", "held_out_loss_before", "held_out_loss_after"):
