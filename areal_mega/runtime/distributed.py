@@ -133,7 +133,10 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     # Objects travel over gloo on every device, so that they need no GPU memory.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun keeps its store when it starts the ranks anew: there they would find the addresses of the dead.
+        start = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, timeout=timeout, store=start, rank=rank, world_size=world)
     else:  # a world of one needs no port: its store lives in this process
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
 
