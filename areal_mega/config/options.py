@@ -326,13 +326,28 @@ class TelemetryOptions:
 
 
 @dataclass
+class CheckpointOptions:
+    every: int = option(0, "Save a training checkpoint each so many steps, and at the end; 0: none.", minimum=0)
+    keep: int = option(2, "Newest checkpoints that are kept.", minimum=1)
+    skip_damaged: bool = option(
+        False, "Resume from the newest whole checkpoint when newer ones are damaged; false: a damaged one is an error."
+    )
+
+
+@dataclass
 class CommonOptions:
     experiment: str = option(MISSING, "Name of the recipe; set by +experiment=NAME.")
     description: str = option("", "One line about the recipe, shown by --list.")
     seed: int = option(1, "Seed of data order, sampling and initialisation.")
     output: str = option("outputs", "Folder in which run directories are made.")
     run_name: str | None = option(None, "Name of the run directory; null: experiment and time.")
+    resume: str | None = option(
+        None,
+        "Go on with a run that ended early, in its own directory. latest: run_name, or the run started last. A path: "
+        "a run directory or one of its checkpoints. null: a new run.",
+    )
     save: bool = option(True, "Save the trained model in Hugging Face format.")
+    checkpoint: CheckpointOptions = group(CheckpointOptions, "Checkpoints to resume from.")
     model: ModelOptions = group(ModelOptions, "The model.")
     policy: PolicyOptions = group(PolicyOptions, "Megatron: layout, optimizer, token budget.")
     data: DataOptions = group(DataOptions, "Data sets.")

@@ -118,17 +118,20 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     temporary.replace(path)
 
 
-def endless_batches(items: list, size: int, shuffle: bool, seed: int) -> Iterator[list]:
-    """Batches of ``size`` items, pass after pass; each pass is shuffled by its own seed."""
+def endless_batches(items: list, size: int, shuffle: bool, seed: int, start: int = 0) -> Iterator[list]:
+    """Batches of ``size`` items, pass after pass; each pass is shuffled by its own seed.
+
+    start: how many items were drawn already; what follows depends on nothing else.
+    """
     queue: list = []
-    epoch = 0
+    epoch, drawn = divmod(start, len(items))
     while True:
         while len(queue) < size:
             order = list(range(len(items)))
             if shuffle:
                 random.Random(f"{seed}-{epoch}").shuffle(order)
-            queue += [items[i] for i in order]
-            epoch += 1
+            queue += [items[i] for i in order[drawn:]]
+            epoch, drawn = epoch + 1, 0
         batch, queue = queue[:size], queue[size:]
         yield batch
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
@@ -121,6 +122,13 @@ class PackedGPT(GPTModel):
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple:
         *before, _ = super()._preprocess(*args, **kwargs)
         return *before, None if self._places is None else self._places[None]
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Every parameter with its place in the whole model, for Megatron's checkpoints."""
+        # GPTModel's own method looks for the output layer, which a value head has replaced.
+        if self.head == "value":
+            return super(LanguageModule, self).sharded_state_dict(prefix, sharded_offsets, metadata)
+        return super().sharded_state_dict(prefix, sharded_offsets, metadata)
 
     def _postprocess(self, hidden_states: Tensor, labels: Selection, **_: Any) -> Any:
         """The hidden state before each selected token, put through the head."""

@@ -66,16 +66,57 @@ def load(chunks: Sequence[PackedGPT], hf: PretrainedConfig, folder: str, topolog
     Raises:
         UserError: a missing, misshapen or unreadable tensor or file.
     """
-    files = HFWeights(folder)
+    weights = named_weights(chunks)
+    total = sum(weight.nbytes for weight in weights.values())
+    files = HFWeights(folder, bar_for=total if topology.is_main else 0)
     critic = chunks[0].head == "value"
     layout = megatron_layout(hf, place(topology), critic)
     shapes = file_layout(hf, critic).shapes
-    for name, weight in named_weights(chunks).items():
+    used = set()
+    for name, weight in weights.items():
         if name == VALUE_HEAD and VALUE_HEAD not in files:
             continue
         weight.zero_()  # the padding
         for piece in layout.by_parameter[name]:
             piece.view(weight).copy_(files.read(piece.box, shapes[piece.box.name]))
+            used.add(piece.box.name)
+    files.check_all_used(set().union(*topology.gather(used)))
+
+
+def export_shares(
+    tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology
+) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors in HF names, each of them on one of the ranks that hold parts of it: about equal bytes for each.
+
+    tensors: as for `export`. Every rank iterates to the end, and holds one bucket of tensors at a time; nothing
+    goes from stage to stage.
+    """
+    own = _without_copies(tensors, hf, topology)
+    critic = _is_critic(own, topology)
+    shapes = file_layout(hf, critic).shapes
+    for holders in _holders(topology):
+        if holders.takes_part:
+            mine = {k: v for k, v in own.items() if holders.have(k)}
+            yield from _export_shares(mine, holders, hf, critic, shapes)
+
+
+def _export_shares(
+    own: Mapping[str, Tensor],
+    holders: _Holders,
+    hf: PretrainedConfig,
+    critic: bool,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[str, Tensor]]:
+    layouts = [megatron_layout(hf, there, critic) for there in holders.places]
+    entries = [(k, v.shape, v.dtype) for k, v in own.items()]
+    limit = min(BUCKET, sum(shape.numel() for _, shape, _ in entries) // (4 * len(layouts)))
+    loads = [0] * len(layouts)
+    for bucket in _buckets(entries, limit):
+        writer = loads.index(min(loads))
+        loads[writer] += sum(shape.numel() * dtype.itemsize for _, shape, dtype in bucket)
+        flat = _gather([own[name] for name, _, _ in bucket], holders, writer)
+        if flat is not None:
+            yield from _assemble(bucket, flat, layouts, shapes)
 
 
 def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology) -> Iterator[tuple[str, Tensor]]:
@@ -85,14 +126,8 @@ def export(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topolo
     the end; only rank 0 gets anything. On each stage tensors are gathered over the ranks that hold parts of them (TP,
     or ETP x EP for experts), then sent to the first stage, one message per bucket of tensors.
     """
-    tied_copy = hf.tie_word_embeddings and topology.pp > 1
-    own = {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}
-    critic = VALUE_HEAD in own
-    if topology.pp > 1:
-        box = [critic]
-        last = parallel_state.get_pipeline_model_parallel_last_rank()
-        dist.broadcast_object_list(box, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-        critic = box[0]
+    own = _without_copies(tensors, hf, topology)
+    critic = _is_critic(own, topology)
     shapes = file_layout(hf, critic).shapes
     for holders in _holders(topology):
         yield from _export({k: v for k, v in own.items() if holders.have(k)}, holders, hf, critic, shapes, topology)
@@ -157,12 +192,28 @@ def _global_name(gpt: PackedGPT, name: str) -> str:
     return re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{numbers[int(m[1])]}.", name)
 
 
-def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
-    """Runs of tensors of one type, none above `BUCKET` elements (unless a single tensor is)."""
+def _without_copies(tensors: Mapping[str, Tensor], hf: PretrainedConfig, topology: Topology) -> dict[str, Tensor]:
+    """All but the last stage's copy of a tied embedding."""
+    tied_copy = hf.tie_word_embeddings and topology.pp > 1
+    return {k: v for k, v in tensors.items() if not (tied_copy and k == "output_layer.weight")}
+
+
+def _is_critic(own: Mapping[str, Tensor], topology: Topology) -> bool:
+    """Whether the last stage has a value head."""
+    if topology.pp == 1:
+        return VALUE_HEAD in own
+    box = [VALUE_HEAD in own]
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast_object_list(box, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+    return box[0]
+
+
+def _buckets(layout: list[_Entry], limit: int = BUCKET) -> Iterator[list[_Entry]]:
+    """Runs of tensors of one type, none above ``limit`` elements (unless a single tensor is)."""
     bucket: list[_Entry] = []
     size = 0
     for name, shape, dtype in layout:
-        if bucket and (size + shape.numel() > BUCKET or dtype != bucket[0][2]):
+        if bucket and (size + shape.numel() > limit or dtype != bucket[0][2]):
             yield bucket
             bucket, size = [], 0
         bucket.append((name, shape, dtype))
@@ -171,14 +222,15 @@ def _buckets(layout: list[_Entry]) -> Iterator[list[_Entry]]:
         yield bucket
 
 
-def _gather(tensors: list[Tensor], holders: _Holders) -> Tensor | None:
-    """``[holders, n]`` on the first holder, None on the others."""
+def _gather(tensors: list[Tensor], holders: _Holders, to: int = 0) -> Tensor | None:
+    """``[holders, n]`` on holder ``to``, None on the others."""
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     if len(holders.places) == 1:
         return flat[None]
-    first = dist.get_process_group_ranks(holders.group)[0]
-    gathered = flat.new_empty(len(holders.places), flat.numel()) if holders.leads else None
-    dist.gather(flat, list(gathered) if gathered is not None else None, dst=first, group=holders.group)
+    destination = dist.get_process_group_ranks(holders.group)[to]
+    receives = holders.group.rank() == to
+    gathered = flat.new_empty(len(holders.places), flat.numel()) if receives else None
+    dist.gather(flat, list(gathered) if gathered is not None else None, dst=destination, group=holders.group)
     return gathered
 
 

@@ -18,7 +18,7 @@ from areal_mega.config.dtypes import DTYPES
 from areal_mega.config.options import OptimizerOptions, PolicyOptions
 from areal_mega.data.packed import PackedBatch
 from areal_mega.policy import hf_weights
-from areal_mega.policy.checkpoint_files import write_folder
+from areal_mega.policy.checkpoint_files import SHARD_BYTES, write_folder
 from areal_mega.policy.gpt import OUTPUTS, Head, PackedGPT
 from areal_mega.policy.inputs import PLACE, Inputs, MicroBatch
 from areal_mega.policy.mixture import Routing
@@ -54,8 +54,9 @@ class MegatronModel:
         temperature: float = 1.0,
         total_steps: int = 0,
         seed: int,
+        load_weights: bool = True,
     ) -> None:
-        """Build the model and load its weights.
+        """Build the model and load its weights, unless a checkpoint will bring them.
 
         hf_path: model folder. optimizer: None freezes the model. head: ``logprob`` for policy and reference,
         ``value`` for a critic. temperature: divides the logits. total_steps: optimizer steps of the run, for
@@ -65,7 +66,7 @@ class MegatronModel:
             UserError: the folder is broken, its model unsupported, or the layout does not fit it.
         """
         self.topology, self.options, self.hf_path, self.head = topology, options, hf_path, head
-        self.dtype = DTYPES[dtype]
+        self.dtype, self.dtype_name, self.trains = DTYPES[dtype], dtype, optimizer is not None
         self.hf = read_config(hf_path)
         config = transformer_config(self.hf, options, self.dtype)
         self.chunks = [
@@ -85,7 +86,8 @@ class MegatronModel:
         self.weights: Parked | None = None
         self.states: Parked | None = None
         self.routing = Routing(self.chunks, config, options.moe.balance_coef) if config.num_moe_experts else None
-        hf_weights.load(self.chunks, self.hf, hf_path, topology)
+        if load_weights:
+            hf_weights.load(self.chunks, self.hf, hf_path, topology)
         if optimizer is None:
             for chunk in self.chunks:
                 chunk.requires_grad_(False)
@@ -158,16 +160,16 @@ class MegatronModel:
         self._finish_param_gather()
         yield from hf_weights.export(hf_weights.named_weights(self.chunks), self.hf, self.topology)
 
-    def save(self, folder: str | Path) -> None:
-        """Write a folder that transformers loads; a critic's value head is in it as ``value_head.weight``."""
-        tensors = self.export()
-        if self.topology.is_main:
-            self.hf.dtype = self.dtype
-            write_folder(folder, self.hf, tensors, self.hf_path)
-        else:
-            for _ in tensors:
-                pass
-        self.topology.barrier()
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> None:
+        """Write a folder that transformers loads; a critic's value head is in it as ``value_head.weight``.
+
+        Each rank of DP replica 0 writes a share of the tensors. dtype: of the written tensors; None: the model's.
+        """
+        self.hf.dtype = dtype or self.dtype
+        self._finish_param_gather()
+        shares = hf_weights.export_shares(hf_weights.named_weights(self.chunks), self.hf, self.topology)
+        tensors = ((name, tensor.to(self.hf.dtype)) for name, tensor in shares)
+        write_folder(folder, self.hf, tensors, self.hf_path, shard_bytes, self.topology.rank, self.topology.gather)
 
     def _run(self, chunks: Sequence[torch.nn.Module], batch: PackedBatch, finish: Callable) -> list:
         """All micro-batches through Megatron's schedule; on the last stage, what ``finish`` kept of each."""

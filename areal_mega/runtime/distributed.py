@@ -32,8 +32,8 @@ class Topology:
     of CP share the work on each of its sequences. Experts are spread over TP x CP x DP in their own way: EP ranks hold
     different ones, ETP ranks different parts of them, EDP ranks the same. vpp: model chunks of each pipeline stage.
 
-    `broadcast` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the other
-    ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
+    `broadcast`, `gather` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the
+    other ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
     That limit is for collectives that all ranks reach together, where a long wait means that something hangs.
     """
 
@@ -71,6 +71,12 @@ class Topology:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.waiting)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` (any picklable object), by rank, on every rank, whenever the last has it."""
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value, group=self.waiting)
+        return box
 
     def barrier(self) -> None:
         """Wait until every rank is here, however long that takes."""
@@ -124,6 +130,7 @@ def _hush() -> None:
     layers."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
     for module in ("rerun_state_machine", "transformer.transformer_layer"):
         logging.getLogger(f"megatron.core.{module}").setLevel(logging.ERROR)
 
@@ -138,7 +145,10 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     # Objects travel over gloo on every device, so that they need no GPU memory.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun keeps its store when it starts the ranks anew: there they would find the addresses of the dead.
+        start = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, timeout=timeout, store=start, rank=rank, world_size=world)
     else:  # a world of one needs no port: its store lives in this process
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
 

@@ -32,9 +32,14 @@ def create(options: CommonOptions) -> Path:
         directory.mkdir(parents=True)
     else:
         directory = _unused(output, f"{options.experiment}-{stamp}")
-    (directory / "options.yaml").write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False))
-    _link_latest(output, directory.name)
+    open_again(directory, options)
     return directory
+
+
+def open_again(directory: Path, options: CommonOptions) -> None:
+    """Write the options into a run directory, and let ``latest`` beside it link to it."""
+    (directory / "options.yaml").write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False))
+    _link_latest(directory.parent, directory.name)
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> Path:

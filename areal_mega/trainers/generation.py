@@ -40,9 +40,8 @@ class Generation:
         self.held_out: list[Prompt] = []
         if options.data.validation:
             self.held_out = read("data.validation", validation_set(options.data))
-        self._prompts: Iterator[list[Prompt]] = endless_batches(
-            train, options.rollout.prompts_per_step, options.data.shuffle, options.seed
-        )
+        self._train = train
+        self.seek(0)
         self.server = SGLangServer(
             options.model.path,
             options.rollout,
@@ -54,9 +53,18 @@ class Generation:
         self._sampler = Sampler(self.server, tokenizer, options.rollout)
         self._transport = FullWeightTransport(self.server)
 
+    def seek(self, position: int) -> None:
+        """Go on behind the first ``position`` training prompts, counted over all passes."""
+        o = self.options
+        self.position = position
+        self._prompts: Iterator[list[Prompt]] = endless_batches(
+            self._train, o.rollout.prompts_per_step, o.data.shuffle, o.seed, position
+        )
+
     def next_samples(self) -> list[Sample]:
         """Judged samples of the next training prompts, a group for each prompt."""
         rollout = self.options.rollout
+        self.position += rollout.prompts_per_step
         return self._judged(next(self._prompts), rollout.samples_per_prompt, rollout.temperature)
 
     def evaluate(self) -> list[Sample]:

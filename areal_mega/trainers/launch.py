@@ -45,10 +45,10 @@ def _run(program: str, run: Callable, arguments: list[str], rank: int, ranks: in
 
     check(options, ranks, torch.cuda.is_available())
 
-    from areal_mega.runtime import distributed, run_directory
+    from areal_mega.runtime import distributed, resume
 
     topology = distributed.initialize(options.runtime, options.policy.parallel, options.seed)
-    directory = topology.broadcast(run_directory.create(options) if topology.is_main else None)
+    directory = topology.broadcast(resume.enter(options) if topology.is_main else None)
     run(options, topology, directory)
     topology.barrier()  # the main rank evaluates last, and process groups are left together
     distributed.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -32,16 +32,26 @@ from areal_mega.trainers.experience import (
     share_of,
 )
 from areal_mega.trainers.generation import Generation
+from areal_mega.trainers.recovery import Recovery
+from areal_mega.trainers.report import Evaluation
 
 
 class PPOTrainer:
     """One run. All ranks train; rank 0 has a ``generation`` as well."""
 
-    def __init__(self, options: PPOOptions, topology: Topology, directory: Path, generation: Generation | None) -> None:
+    def __init__(
+        self,
+        options: PPOOptions,
+        topology: Topology,
+        directory: Path,
+        generation: Generation | None,
+        recovery: Recovery,
+    ) -> None:
         self.options, self.topology, self.directory = options, topology, directory
-        self.generation = generation
+        self.generation, self.recovery = generation, recovery
         self.timers = PhaseTimers()
-        self.journal = Journal(directory, options.telemetry.tensorboard) if topology.is_main else None
+        resume_step = recovery.step if recovery.point else None
+        self.journal = Journal(directory, options.telemetry.tensorboard, resume_step) if topology.is_main else None
         self.display = ProgressDisplay(
             options.experiment,
             options.steps,
@@ -66,6 +76,7 @@ class PPOTrainer:
                 temperature=o.rollout.temperature,
                 total_steps=updates,
                 seed=o.seed,
+                load_weights=optimizer is None or self.recovery.point is None,
             )
 
         self.policy = model(o.model.path, "logprob", o.policy.optimizer, o.policy_updates)
@@ -86,18 +97,52 @@ class PPOTrainer:
         """
         steps, every = self.options.steps, self.options.evaluation.every
         with self.display:
-            before = self.evaluate(0)
-            self.display.say(f"accuracy before training: {report.percent(before)}")
+            before, earlier = self.begin()
             rl_started = time.perf_counter()
-            for step in range(1, steps + 1):
+
+            def seconds() -> dict[str, float]:
+                now = time.perf_counter()
+                spent = {"seconds_total": now - started, "seconds_rl": now - rl_started}
+                return {k: v + earlier.get(k, 0.0) for k, v in spent.items()}
+
+            for step in range(self.recovery.step + 1, steps + 1):
                 self.step(step)
                 if every and step % every == 0 and step < steps:
                     self.evaluate(step)
-            rl_seconds = time.perf_counter() - rl_started
+                with self.timers.phase("checkpoint") if self.options.checkpoint.every else nullcontext():
+                    progress = {"before": asdict(before), "position": self.position, **seconds()}
+                    self.recovery.after_step(step, self.trained, progress)
+            rl_seconds = seconds()["seconds_rl"]
+            self.recovery.finish()
             if self.options.save:
                 self.policy.save(self.directory / "model")
             after = self.evaluate(steps)
-        self.finish(before, after, time.perf_counter() - started, rl_seconds)
+        self.finish(before, after, seconds()["seconds_total"], rl_seconds)
+
+    def begin(self) -> tuple[Evaluation, dict[str, float]]:
+        """The evaluation before training and the seconds spent so far; the models and the engine where they were."""
+        recovery, progress = self.recovery, self.recovery.progress
+        recovery.restore(self.trained)
+        if recovery.point:
+            if self.generation:
+                self.generation.seek(progress.get("position", 0))
+            self.publish(recovery.step)
+            self.display.say(f"resumed after step {recovery.step} from {recovery.point}")
+        if "before" in progress:
+            return Evaluation(**progress["before"]), progress
+        before = self.evaluate(0)
+        self.display.say(f"accuracy before training: {report.percent(before)}")
+        return before, progress
+
+    @property
+    def trained(self) -> dict[str, MegatronModel]:
+        """The models that a checkpoint holds, by name."""
+        return {"policy": self.policy, **({"critic": self.critic} if self.critic else {})}
+
+    @property
+    def position(self) -> int:
+        """Training prompts drawn so far; the main rank counts them."""
+        return self.generation.position if self.generation else 0
 
     def step(self, step: int) -> None:
         """Generate, score, train, publish: afterwards the engine has the new weights."""
@@ -151,13 +196,13 @@ class PPOTrainer:
             for _ in self.policy.export():
                 pass
 
-    def evaluate(self, step: int) -> list[Sample]:
-        """Judged samples of the held-out prompts, on the main rank; the journal gets their accuracy."""
+    def evaluate(self, step: int) -> Evaluation:
+        """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy."""
         if self.journal is None or self.generation is None or not self.generation.held_out:
-            return []
-        samples = self.generation.evaluate()
-        self.journal.write(step, report.evaluation_metrics(samples))
-        return samples
+            return Evaluation()
+        evaluation = report.evaluation_of(self.generation.evaluate(), self.options.evaluation.show)
+        self.journal.write(step, report.evaluation_metrics(evaluation))
+        return evaluation
 
     def _score_metrics(self, share: Share) -> dict[str, float]:
         """Train/engine mismatch over all tokens of all replicas, and the KL to the reference."""
@@ -185,7 +230,7 @@ class PPOTrainer:
         self.journal.write(step, metrics)
         self.display.step(step, metrics)
 
-    def finish(self, before: list[Sample], after: list[Sample], seconds: float, rl_seconds: float) -> None:
+    def finish(self, before: Evaluation, after: Evaluation, seconds: float, rl_seconds: float) -> None:
         """Leave summary, plot and sampled answers in the run directory."""
         if self.journal is None:
             return
@@ -213,7 +258,11 @@ def run(options: PPOOptions, topology: Topology, directory: Path) -> None:
     read_config(options.model.path)
     if options.critic.path:
         read_config(options.critic.path)
+    models = {"policy": options.model.path}
+    if options.algorithm.advantage == "gae":
+        models["critic"] = options.critic.path or options.model.path
+    recovery = Recovery(options, topology, directory, models)
     device = topology.device.type
     with closing(Generation(options, device, directory)) if topology.is_main else nullcontext() as generation:
         topology.barrier()  # reading the data may take long
-        PPOTrainer(options, topology, directory, generation).run(started)
+        PPOTrainer(options, topology, directory, generation, recovery).run(started)

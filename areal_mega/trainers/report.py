@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,34 @@ PPO_PANELS = [
 SFT_PANELS = [("loss", ["sft/loss"]), ("entropy", ["sft/entropy"]), ("gradient norm", ["sft/grad_norm"])]
 
 
-def accuracy(samples: Sequence[Sample]) -> float | None:
-    """Share of right answers; None without samples."""
-    return sum(s.correct for s in samples) / len(samples) if samples else None
+@dataclass(frozen=True)
+class Evaluation:
+    """What is kept of the judged samples of the held-out prompts.
+
+    accuracy: share of right answers; None without samples. answers: the first, as ``samples.jsonl`` has them.
+    """
+
+    accuracy: float | None = None
+    samples: int = 0
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
-def evaluation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+def evaluation_of(samples: Sequence[Sample], shown: int) -> Evaluation:
+    """The evaluation, with the first ``shown`` answers."""
+    right = sum(s.correct for s in samples) / len(samples) if samples else None
+    return Evaluation(right, len(samples), [_answer(s) for s in samples[:shown]])
+
+
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """The accuracy as a metric, where there is one."""
-    share = accuracy(samples)
-    return {} if share is None else {"evaluation/accuracy": share}
+    return {} if evaluation.accuracy is None else {"evaluation/accuracy": evaluation.accuracy}
 
 
-def percent(samples: Sequence[Sample]) -> str:
+def percent(evaluation: Evaluation) -> str:
     """The accuracy for a reader."""
-    share = accuracy(samples)
-    return "not measured" if share is None else f"{share:.1%} of {len(samples)} held-out answers"
+    if evaluation.accuracy is None:
+        return "not measured"
+    return f"{evaluation.accuracy:.1%} of {evaluation.samples} held-out answers"
 
 
 def sample_metrics(samples: Sequence[Sample], seconds: float) -> dict[str, float]:
@@ -78,8 +92,8 @@ def finish_ppo(
     options: PPOOptions,
     directory: Path,
     rows: Sequence[Row],
-    before: list[Sample],
-    after: list[Sample],
+    before: Evaluation,
+    after: Evaluation,
     *,
     model_path: Path | None,
     seconds_total: float,
@@ -87,26 +101,25 @@ def finish_ppo(
     display: ProgressDisplay,
 ) -> None:
     """Write sampled answers, summary and plot, then print them."""
-    shown = options.evaluation.show
-    answers = [{"when": "before", **_answer(s)} for s in before[:shown]]
-    answers += [{"when": "after", **_answer(s)} for s in after[:shown]]
+    answers = [{"when": "before", **answer} for answer in before.answers]
+    answers += [{"when": "after", **answer} for answer in after.answers]
     write_lines(directory / "samples.jsonl", answers)
     mismatches = [m for r in rows if (m := r.get("mismatch/mean")) is not None]
     summary = {
         "experiment": options.experiment,
         "seed": options.seed,
         "steps": options.steps,
-        "accuracy_before": accuracy(before),
-        "accuracy_after": accuracy(after),
+        "accuracy_before": before.accuracy,
+        "accuracy_after": after.accuracy,
         "seconds_total": round(seconds_total, 2),
         "seconds_rl": round(seconds_rl, 2),
         "mismatch_mean": sum(mismatches) / len(mismatches) if mismatches else None,
         "model_path": str(model_path) if model_path else None,
     }
     lines = []
-    for b, a in list(zip(before, after, strict=True))[:shown]:
-        lines.append(f"  {b.prompt.metadata.get('question', b.prompt.text)!r}")
-        lines.append(f"      right {b.prompt.answer!r}   before {b.text!r}   after {a.text!r}")
+    for b, a in zip(before.answers, after.answers, strict=False):  # a resumed run may show more than before
+        lines.append(f"  {b['question']!r}")
+        lines.append(f"      right {b['answer']!r}   before {b['response']!r}   after {a['response']!r}")
     lines.append(f"held-out accuracy: {percent(before)} before, {percent(after)} after")
     title = f"{options.experiment}, seed {options.seed}: {percent(before)} → {percent(after)}"
     finish(options, directory, rows, summary, display, panels=PPO_PANELS, title=title, lines=lines)
@@ -139,6 +152,7 @@ def finish(
 def _answer(sample: Sample) -> dict[str, Any]:
     return {
         "prompt": sample.prompt.text,
+        "question": sample.prompt.metadata.get("question", sample.prompt.text),
         "answer": sample.prompt.answer,
         "response": sample.text,
         "correct": sample.correct,

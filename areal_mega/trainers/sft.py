@@ -21,6 +21,7 @@ from areal_mega.telemetry.progress import ProgressDisplay
 from areal_mega.telemetry.timers import PhaseTimers
 from areal_mega.trainers import report
 from areal_mega.trainers.experience import share_of
+from areal_mega.trainers.recovery import Recovery
 
 
 def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
@@ -36,7 +37,9 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
     sets = training_sets(options.data)
     sequences = mixed([read(name, how) for name, how in sets], [how.weight for _, how in sets])
     held_out = read("data.validation", validation_set(options.data)) if options.data.validation else []
-    batches = endless_batches(sequences, options.sequences_per_step, options.data.shuffle, options.seed)
+    recovery = Recovery(options, topology, directory, {"policy": options.model.path})
+    position = recovery.progress.get("position", 0)
+    batches = endless_batches(sequences, options.sequences_per_step, options.data.shuffle, options.seed, position)
     policy = MegatronModel(
         topology,
         options.model.path,
@@ -46,8 +49,11 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
         head="logprob",
         total_steps=options.steps,
         seed=options.seed,
+        load_weights=recovery.point is None,
     )
-    journal = Journal(directory, options.telemetry.tensorboard) if topology.is_main else None
+    recovery.restore({"policy": policy})
+    resume_step = recovery.step if recovery.point else None
+    journal = Journal(directory, options.telemetry.tensorboard, resume_step) if topology.is_main else None
     timers = PhaseTimers()
     display = ProgressDisplay(
         options.experiment,
@@ -56,9 +62,13 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
         enabled=topology.is_main,
         live=options.telemetry.progress,
     )
-    before = held_out_loss(policy, held_out, topology)
+    progress = recovery.progress
+    before = progress["before"] if "before" in progress else held_out_loss(policy, held_out, topology)
+    earlier = progress.get("seconds_total", 0.0)
     with display:
-        for step in range(1, options.steps + 1):
+        if recovery.point:
+            display.say(f"resumed after step {recovery.step} from {recovery.point}")
+        for step in range(recovery.step + 1, options.steps + 1):
             with timers.phase("train"):
                 batch = PackedBatch.pack(next(batches))
                 share = share_of(batch, 1, topology.dp_rank, topology.dp, seed=step)
@@ -68,6 +78,11 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
                 metrics["sft/tokens_per_second"] = batch.num_tokens / metrics["time/step"]
                 journal.write(step, metrics)
                 display.step(step, metrics)
+            position += options.sequences_per_step
+            seconds = earlier + time.perf_counter() - started
+            progress = {"before": before, "position": position, "seconds_total": seconds}
+            recovery.after_step(step, {"policy": policy}, progress)
+    recovery.finish()
     after = held_out_loss(policy, held_out, topology)
     if options.save:
         policy.save(directory / "model")
@@ -81,7 +96,7 @@ def run(options: SFTOptions, topology: Topology, directory: Path) -> None:
         "loss": journal.rows[-1]["sft/loss"],
         "held_out_loss_before": before,
         "held_out_loss_after": after,
-        "seconds_total": round(time.perf_counter() - started, 2),
+        "seconds_total": round(earlier + time.perf_counter() - started, 2),
         "model_path": str(directory / "model") if options.save else None,
     }
     report.finish(

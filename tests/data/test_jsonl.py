@@ -92,3 +92,17 @@ def test_batches_pass_over_everything_once_before_they_repeat():
     assert drawn[:10] != drawn[10:]
     again = endless_batches(list(range(10)), 4, shuffle=True, seed=1)
     assert drawn == [i for _ in range(5) for i in next(again)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_go_on_from_any_position(shuffle):
+    """What comes next depends on the number of items drawn and on nothing else."""
+    batches = endless_batches(list(range(10)), 4, shuffle, seed=1)
+    drawn = [next(batches) for _ in range(12)]
+    for taken in range(12):
+        rest = endless_batches(list(range(10)), 4, shuffle, seed=1, start=4 * taken)
+        assert [next(rest) for _ in range(taken, 12)] == drawn[taken:]
+    # Also with another batch size from there on.
+    flat = [item for batch in drawn for item in batch]
+    other = endless_batches(list(range(10)), 5, shuffle, seed=1, start=12)
+    assert [next(other) for _ in range(4)] == [flat[i : i + 5] for i in range(12, 32, 5)]

@@ -87,7 +87,7 @@ class Program:
     def wait(self, timeout=300):
         return self.process.wait(timeout)
 
-    def wait_for(self, condition, timeout=180):
+    def wait_for(self, condition, timeout=400):
         """Wait until ``condition()`` holds; the program must not end before."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -107,6 +107,15 @@ class Program:
                 continue
         return found
 
+    def rank(self, number):
+        """Process id of a rank."""
+        for pid in self.family():
+            names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            if f"RANK={number}".encode() in names and parent == self.process.pid:
+                return pid
+        raise AssertionError(f"no rank {number}")
+
     def assert_nothing_left(self, within=20.0):
         deadline = time.monotonic() + within
         while self.family():
@@ -119,8 +128,9 @@ def start(tmp_path):
     """Start a script under torchrun, or with ``ranks=None`` by itself; whatever is left at the end is killed."""
     programs = []
 
-    def start(script, *arguments, ranks=2):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    def start(script, *arguments, ranks=2, restarts=0):
+        launch = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+        torchrun = ["-m", "torch.distributed.run", *launch] if ranks else []
         program = Program(
             [sys.executable, *torchrun, str(script), *map(str, arguments)], tmp_path / f"log-{len(programs)}.txt"
         )

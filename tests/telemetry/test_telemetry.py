@@ -81,3 +81,18 @@ def test_panels_with_values_are_drawn(tmp_path):
 def test_a_run_without_steps_has_no_plot(tmp_path):
     plot_run(tmp_path / "curves.png", [], [("both", ["a"])], "title")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_resumed_journal_drops_what_is_done_over(tmp_path):
+    journal = Journal(tmp_path)
+    for step in range(5):
+        journal.write(step, {"loss": float(step)})
+    journal.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 5, "lo')  # the run was killed here
+    journal = Journal(tmp_path, resume_step=3)
+    journal.write(4, {"loss": 40.0})
+    journal.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == journal.rows
+    assert [(r["step"], r["loss"]) for r in rows] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]

@@ -31,7 +31,7 @@ def finish(tmp_path):
         options = PPOOptions(experiment="e", seed=3, steps=len(rows), output=str(tmp_path))
         display = ProgressDisplay("e", len(rows), report.PPO_COLUMNS, enabled=True, live=False)
         report.finish_ppo(
-            options, tmp_path, rows, before, after,
+            options, tmp_path, rows, report.evaluation_of(before, 8), report.evaluation_of(after, 8),
             model_path=tmp_path / "model", seconds_total=2.345, seconds_rl=1.0, display=display,
         )  # fmt: skip
         return json.loads((tmp_path / "summary.json").read_text())
