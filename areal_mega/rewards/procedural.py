@@ -7,7 +7,6 @@ from typing import Any
 
 import reasoning_gym
 from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS
 
 from areal_mega.data.boxes import boxed
 from areal_mega.data.sample import Prompt
@@ -22,8 +21,8 @@ def procedural(response: str, prompt: Prompt) -> Score:
     r"""The score of the task's own verifier, 1 where it is fully right.
 
     The answer is what stands in ``<answer>``, else in the last ``\boxed{}``, else the whole response behind its
-    thoughts. The metadata of the prompt is the task's, ``source_dataset`` included. Tasks without a verifier of their
-    own would give part of the score to an answer that merely contains the right one; here they are compared as text.
+    thoughts. The metadata of the prompt is the task's, ``source_dataset`` included. Many tasks give part of the score
+    to an answer that merely contains the right one, among guesses for instance; here it earns nothing.
     """
     said = conclusion(response)
     if "<answer>" not in response and (boxes := boxed(said)):
@@ -32,7 +31,7 @@ def procedural(response: str, prompt: Prompt) -> Score:
     name = prompt.metadata["source_dataset"]
     if not said:
         return Score(0.0, note="no answer")
-    if name in _COMPARED_AS_TEXT or not _has_own_verifier(name):
+    if name in _COMPARED_AS_TEXT:
         return Score(float(said in {answer.strip() for answer in prompt.references}))
     entry: dict[str, Any] = {"question": prompt.text, "answer": prompt.answer or None, "metadata": prompt.metadata}
     if "question" in prompt.metadata:
@@ -41,12 +40,9 @@ def procedural(response: str, prompt: Prompt) -> Score:
         value = float(_dataset(name).score_answer(said, entry))
     except Exception as error:  # an answer of another kind, such as text where the task reads an integer
         return Score(0.0, note=f"{type(error).__name__}: {error}")
+    if value < 1 and prompt.answer and prompt.answer in said:
+        return Score(0.0, note="says more than the answer")
     return Score(min(max(value, 0.0), 1.0))
-
-
-@cache
-def _has_own_verifier(name: str) -> bool:
-    return DATASETS[name][0].score_answer is not ProceduralDataset.score_answer
 
 
 @cache

@@ -18,9 +18,8 @@ def test_a_pass_has_every_item_and_the_weights(sets):
         # No item more than once more often than another of its set, and shares as the weights ask, up to rounding.
         times = [drawn.count(item) for item in items[i]]
         assert max(times) - min(times) <= 1 and counts[i] >= size
-        assert counts[i] / weights[i] == pytest.approx(
-            max(c / w for c, w in zip(counts, weights, strict=True)), abs=6 / min(weights)
-        )
+        passes = max(len(one) / weight for one, weight in zip(items, weights, strict=True))
+        assert abs(counts[i] - passes * weights[i]) <= 0.5 + 1e-9
 
 
 def test_the_sets_are_spread_evenly():

@@ -35,7 +35,7 @@ def judged(program, tests, **metadata):
         ("def add(a, b):\n    return a + b + 1e-9", ADD | {"outputs": [3.0, 7.0]}, 1, 1),
         ("def add(a, b):\n    return a + b + 0.1", ADD | {"outputs": [3.0, 7.0]}, 0, 0),
         # The expected values never enter the sandbox, so a program that writes what it likes wins nothing.
-        ("import os\ndef add(a, b):\n    os.write(3, b'3\\n7\\n')\n    os._exit(0)", ADD, 0, None),
+        ("import os\ndef add(a, b):\n    os.write(3, b'1\\n1\\n')\n    os._exit(0)", ADD, 0, 0),
     ],
 )  # fmt: skip
 def test_programs(program, tests, value, passed):

@@ -82,7 +82,8 @@ def test_files_can_be_written_in_its_folder_only(tmp_path):
 @needs("namespaces")
 def test_other_processes_are_out_of_sight_and_there_is_no_network():
     assert run("import os; print(os.getpid())", limits=SLOW).stdout == b"1\n"
-    assert b"lo:" not in run("print(open('/proc/net/dev').read())", limits=SLOW).stdout.replace(b"lo: 0", b"")
+    interfaces = run("import socket; print(*(name for _, name in socket.if_nameindex()))", limits=SLOW).stdout
+    assert interfaces.split() in ([], [b"lo"])
 
 
 def test_memory_file_size_and_output_are_limited():
@@ -102,11 +103,8 @@ def test_nothing_of_the_environment_is_handed_over(monkeypatch):
 
 def test_nothing_is_left():
     marker = f"marker-{uuid.uuid4().hex}"
-    hide = f"open('{marker}', 'w')\nimport os, sys, time\nos.setsid() if os.getpid() == 1 else None\n"
-    run(
-        hide + f"os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000)', '{marker}'])",
-        limits=Limits(3.0),
-    )
+    sleeper = f"[sys.executable, '-c', 'import time; time.sleep(1000)', '{marker}']"
+    run(f"import os, sys\nopen('{marker}', 'w')\nos.execv(sys.executable, {sleeper})", limits=Limits(seconds=3))
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert marker not in listing
     assert not list(Path(tempfile.gettempdir()).glob(f"areal-sandbox-*/{marker}"))
