@@ -73,10 +73,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
+def config_of(family: str, **overrides: Any) -> PretrainedConfig:
+    """The tiny config with some fields changed."""
+    fields = {**CONFIGS[family].to_dict(), **overrides}
+    fields.pop("layer_types", None)  # follows from the number of layers
+    return type(CONFIGS[family]).from_dict(fields)
+
+
 def save_indexed(folder: str | Path, family: str, **overrides: Any) -> dict[str, torch.Tensor]:
     """Write a model whose elements are all different whole numbers, from 1 on; returns the tensors of the file."""
-    config = type(CONFIGS[family]).from_dict({**CONFIGS[family].to_dict(), **overrides})
-    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config_of(family, **overrides)).float().save_pretrained(folder)
     file = Path(folder) / "model.safetensors"
     tensors = indexed({name: tuple(tensor.shape) for name, tensor in load_file(file).items()})
     save_file(tensors, file, metadata={"format": "pt"})

@@ -23,8 +23,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer import MLATransformerConfig, TransformerConfig
-from resharding.families import CONFIGS
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
+from resharding.families import config_of
+
+multi_latent_attention.HAVE_TE = False  # it takes its own stand-in for TransformerEngine for the real one
 
 
 def main(jobs: str) -> None:
@@ -32,7 +34,7 @@ def main(jobs: str) -> None:
 
 
 def ranks(family: str, grid: dict[str, int], overrides: dict[str, Any]) -> list[dict[str, list[int]]]:
-    hf = type(CONFIGS[family]).from_dict({**CONFIGS[family].to_dict(), **overrides})
+    hf = config_of(family, **overrides)
     world = grid["tp"] * grid["pp"] * grid["dp"]
     found = []
     for rank in range(world):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from resharding.families import CONFIGS, indexed
+from resharding.families import CONFIGS, config_of, indexed
 
 from areal_mega.config.errors import UserError
 from areal_mega.resharding.layouts import MegatronGrid, MegatronPlace, file_layout, megatron_layout
@@ -32,10 +32,6 @@ def name_of(case):
     return family + "".join(f"-{k}{v}" for k, v in given.items())
 
 
-def config_of(family, overrides):
-    return type(CONFIGS[family]).from_dict({**CONFIGS[family].to_dict(), **overrides})
-
-
 @pytest.fixture(scope="module")
 def built():
     """Name → shape of every rank's parameters in Megatron; all in one process, since its imports take long."""
@@ -52,7 +48,7 @@ def built():
 @pytest.mark.parametrize("case", GRIDS, ids=name_of)
 def test_the_table_has_the_parameters_of_megatrons_model_on_every_rank(case, built):
     family, grid, overrides = case
-    hf = config_of(family, overrides)
+    hf = config_of(family, **overrides)
     expected = [{name: tuple(shape) for name, shape in rank.items()} for rank in built[name_of(case)]]
     assert [dict(megatron_layout(hf, place).shapes) for place in grid.places()] == expected
 
@@ -60,7 +56,7 @@ def test_the_table_has_the_parameters_of_megatrons_model_on_every_rank(case, bui
 @pytest.mark.parametrize("case", GRIDS, ids=name_of)
 def test_the_ranks_of_a_replica_hold_every_element(case):
     family, grid, overrides = case
-    hf = config_of(family, overrides)
+    hf = config_of(family, **overrides)
     whole = indexed(file_layout(hf).shapes)
     for place in set(grid.places()):
         layout = megatron_layout(hf, place)
@@ -126,7 +122,7 @@ def test_a_layout_that_does_not_divide_the_model_says_what_would(family, place, 
 
 
 def test_kv_heads_that_tp_neither_divides_nor_multiplies():
-    hf = config_of("llama", {"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 96})
+    hf = config_of("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=4)
     with pytest.raises(UserError, match=r"tp=6 .*num_key_value_heads=4.*tp can be 1, 2, 4 or 12"):
         megatron_layout(hf, MegatronPlace(tp=6))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from areal_mega.config.errors import UserError
+from areal_mega.resharding.coordinates import Layout
 from areal_mega.resharding.layouts.model import Model
 from areal_mega.resharding.layouts.table import Split
 
@@ -119,6 +120,14 @@ class SGLangPlace:
             _divides("tp / ep", self.etp, {"experts' intermediate_size": model.sizes["expert_ffn"]})
 
 
+Place = TypeVar("Place", MegatronPlace, SGLangPlace)
+
+
+def _layouts(places: Sequence[Place], layout_at: Callable[[Place], Layout]) -> list[Layout]:
+    made = {place: layout_at(place) for place in dict.fromkeys(places)}
+    return [made[place] for place in places]
+
+
 @dataclass(frozen=True)
 class MegatronGrid:
     """All ranks of a training run, in Megatron's default order: tp fastest, then cp, dp and pp.
@@ -156,6 +165,10 @@ class MegatronGrid:
             )
         return [self._place(rank, stage) for rank in range(self.world)]
 
+    def layouts(self, layout_at: Callable[[MegatronPlace], Layout]) -> list[Layout]:
+        """Of each rank; ranks at the same place share one. layout_at: makes the layout of a place."""
+        return _layouts(self.places(), layout_at)
+
     def _place(self, rank: int, stage: int) -> MegatronPlace:
         return MegatronPlace(
             tp=self.tp,
@@ -191,6 +204,10 @@ class SGLangGrid:
         """Of each rank."""
         engine = [SGLangPlace(self.tp, rank, self.ep, self.fused_shared_experts) for rank in range(self.tp)]
         return engine * self.count
+
+    def layouts(self, layout_at: Callable[[SGLangPlace], Layout]) -> list[Layout]:
+        """Of each rank; ranks at the same place share one. layout_at: makes the layout of a place."""
+        return _layouts(self.places(), layout_at)
 
 
 def _dense(model: Model) -> dict[str, int]:
