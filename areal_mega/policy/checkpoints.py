@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -114,9 +115,7 @@ class CheckpointWriter:
         for name, model in models.items():
             write_config(folder / name, model.hf, model.hf_path)
             described[name] = {"head": model.head, "dtype": model.dtype_name, "optimizer": model.trains}
-        t = self.topology
-        layout = {"ranks": t.world, "tensor": t.tp, "pipeline": t.pp, "data": t.dp}
-        content = {"step": step, **trainer, "models": described, "layout": layout}
+        content = {"step": step, **trainer, "models": described, "layout": _layout(self.topology)}
         (folder / TRAINER).write_text(json.dumps(content, indent=1) + "\n")
         return folder
 
@@ -147,8 +146,7 @@ def load(folder: Path, models: Models, topology: Topology) -> None:
             raise UserError(f"{folder} has no {name}; it holds {', '.join(trainer['models'])}")
         optimizer = model.trains and trainer["models"][name]["optimizer"]
         state[name] = model_state.sharded_state(name, model, optimizer=optimizer, loading=True)
-    t = topology
-    same_layout = trainer["layout"] == {"ranks": t.world, "tensor": t.tp, "pipeline": t.pp, "data": t.dp}
+    same_layout = trainer["layout"] == _layout(topology)
     if same_layout:
         state |= model_state.random_state(topology)
     strategy = FullyParallelLoadStrategyWrapper(
@@ -159,6 +157,10 @@ def load(folder: Path, models: Models, topology: Topology) -> None:
         model_state.load_state(model, loaded[name])
     if same_layout:
         model_state.load_random_state(loaded)
+
+
+def _layout(topology: Topology) -> dict[str, Any]:
+    return {"ranks": topology.world, **asdict(topology.parallel)}
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class MegatronModel:
         self.topology, self.options, self.hf_path, self.head = topology, options, hf_path, head
         self.dtype, self.dtype_name, self.trains = DTYPES[dtype], dtype, optimizer is not None
         self.hf = read_config(hf_path)
-        config = transformer_config(self.hf, options, self.dtype)
+        config = transformer_config(self.hf, options, topology.parallel, self.dtype)
         self.chunks = [
             PackedGPT(
                 self.hf,
@@ -97,7 +97,7 @@ class MegatronModel:
             self._prepare_training(optimizer, total_steps)
 
     def _prepare_training(self, options: OptimizerOptions, total_steps: int) -> None:
-        self.ddp = data_parallel(self.chunks, self.options.parallel)
+        self.ddp = data_parallel(self.chunks, self.topology.parallel)
         self.optimizer, self.schedule = build_optimizer(self.ddp, options, total_steps)
         if self.options.offload.optimizer:
             self.states = parked_optimizer(self.optimizer, self.topology.device)
@@ -193,7 +193,7 @@ class MegatronModel:
 
     def _finish_param_gather(self) -> None:
         """With overlap, the weights of other DP ranks' shards may still be on their way."""
-        if self.options.parallel.overlap_param_gather and hasattr(self, "ddp"):
+        if self.topology.parallel.overlap_param_gather and hasattr(self, "ddp"):
             for chunk in self.ddp:
                 chunk.start_param_sync(force_sync=True)
 

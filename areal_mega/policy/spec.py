@@ -54,22 +54,24 @@ def read_config(folder: str | Path) -> PretrainedConfig:
     return hf
 
 
-def transformer_config(hf: PretrainedConfig, options: PolicyOptions, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's description of the model in this layout.
+def transformer_config(
+    hf: PretrainedConfig, options: PolicyOptions, parallel: ParallelOptions, dtype: torch.dtype
+) -> TransformerConfig:
+    """Megatron's description of the model in the layout ``parallel``, that of the process groups.
 
     Raises:
         UserError: the layout does not divide the model, or Megatron refuses a field of policy.megatron.
     """
-    found = list(layout_problems(hf.to_dict(), options.parallel))
+    found = list(layout_problems(hf.to_dict(), parallel))
     if found:
         raise UserError("; ".join(found))
     fields = {
         **architecture(hf),
         **_numbers(dtype),
-        **_tensor_parallel(options.parallel),
-        **_pipeline_parallel(options.parallel, dtype),
-        **_context_parallel(options.parallel),
-        **_expert_parallel(options.parallel),
+        **_tensor_parallel(parallel),
+        **_pipeline_parallel(parallel, dtype),
+        **_context_parallel(parallel),
+        **_expert_parallel(parallel),
         **_recompute(options.recompute),
         **(_mixture(options.moe) if "num_moe_experts" in architecture(hf) else {}),
         **_house(),

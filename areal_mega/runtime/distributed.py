@@ -31,6 +31,7 @@ class Topology:
     The ranks of one DP replica (its TP x CP x PP ranks) hold one copy of the dense layers and see the same batch; those
     of CP share the work on each of its sequences. Experts are spread over TP x CP x DP in their own way: EP ranks hold
     different ones, ETP ranks different parts of them, EDP ranks the same. vpp: model chunks of each pipeline stage.
+    parallel: the options that this follows from, for whoever builds a model in this layout.
 
     `broadcast`, `gather` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the
     other ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
@@ -47,6 +48,7 @@ class Topology:
     dp_rank: int
     device: torch.device
     waiting: dist.ProcessGroup
+    parallel: ParallelOptions
     vpp: int = 1
     cp: int = 1
     cp_rank: int = 0
@@ -190,4 +192,5 @@ def split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: f
         etp=parallel.expert_tensor or parallel.tensor,
         etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
         edp_rank=parallel_state.get_expert_data_parallel_rank(),
+        parallel=parallel,
     )

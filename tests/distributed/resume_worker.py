@@ -49,10 +49,7 @@ def main(folder: Path, ranks: int, every_layout: dict[str, list[int]]) -> None:
 
 def lay_out(parallel: ParallelOptions) -> distributed.Topology:
     """The same ranks in another layout."""
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
-    return distributed._split(parallel, torch.device("cpu"), seed=1, timeout=600)
+    return distributed.split(parallel, torch.device("cpu"), seed=1, timeout=600)
 
 
 def train_and_save(topology: distributed.Topology, folder: Path, name: str) -> None:
