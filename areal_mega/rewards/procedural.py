@@ -31,8 +31,9 @@ def procedural(response: str, prompt: Prompt) -> Score:
     name = prompt.metadata["source_dataset"]
     if not said:
         return Score(0.0, note="no answer")
-    if name in _COMPARED_AS_TEXT:
-        return Score(float(said in {answer.strip() for answer in prompt.references}))
+    # Some verifiers compare with tuples, which are lists once the task was stored as JSON.
+    if (same := said in {answer.strip() for answer in prompt.references}) or name in _COMPARED_AS_TEXT:
+        return Score(float(same))
     entry: dict[str, Any] = {"question": prompt.text, "answer": prompt.answer or None, "metadata": prompt.metadata}
     if "question" in prompt.metadata:
         entry["question"] = prompt.metadata["question"]

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import pytest
 import reasoning_gym
 from problems import problem
@@ -26,6 +29,12 @@ def test_the_answer_among_others_earns_nothing():
     own = reasoning_gym.create_dataset("chain_sum", size=1, seed=3)
     assert own.score_answer(f"{prompt.answer} 5", {"answer": prompt.answer}) > 0  # why the exception is there
     assert procedural(f"{prompt.answer} 5", prompt).value == 0
+
+
+def test_a_task_that_was_stored_as_json_knows_its_answer():
+    for prompt in entries("rearc", 1):
+        stored = json.loads(json.dumps(prompt.metadata))
+        assert procedural(prompt.answer, replace(prompt, metadata=stored)).value == 1
 
 
 def test_the_verifier_that_takes_any_text_is_replaced():
