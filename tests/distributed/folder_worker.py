@@ -24,9 +24,9 @@ def main(out: Path, source: Path, shard_bytes: int) -> None:
     slices = []
     read, end = HFWeights.read, HFWeights.check_all_used
 
-    def counting(self, piece):
-        slices.append(piece)
-        found = read(self, piece)
+    def counting(self, box, shape):
+        slices.append(box)
+        found = read(self, box, shape)
         figures["asked for"] += found.nbytes
         return found
 

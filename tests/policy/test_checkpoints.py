@@ -96,14 +96,14 @@ def test_a_model_that_has_not_trained_yet_can_be_saved(topology, build, tmp_path
 def test_padding_between_buckets_shifts_nothing(topology, build, tmp_path, monkeypatch):
     """The embedding that stages share gets a bucket of its own, and so does here the last norm: of 32 elements."""
 
-    def with_own_bucket(gpt):
-        gpt.decoder.final_layernorm.weight.shared_embedding = True
-        return data_parallel(gpt)
+    def with_own_bucket(chunks, options):
+        chunks[-1].decoder.final_layernorm.weight.shared_embedding = True
+        return data_parallel(chunks, options)
 
     with monkeypatch.context() as patch:
         patch.setattr(model_module, "data_parallel", with_own_bucket)
         model = build()
-    assert len(model.ddp.buffers[0].buckets) == 2
+    assert len(model.ddp[0].buffers[0].buckets) == 2
     train(model, range(3))
     point = save(topology, tmp_path, model)
     again = build()

@@ -121,8 +121,10 @@ def test_a_model_that_cannot_be_used_is_explained(topology, folder, damage, mess
     ],
 )
 def test_a_layout_that_does_not_divide_the_model(topology, folder, layout, message):
+    from areal_mega.policy.spec import read_config, transformer_config
+
     with pytest.raises(UserError, match=message):
-        build(topology, folder, parallel=ParallelOptions(**layout))
+        transformer_config(read_config(folder), PolicyOptions(), ParallelOptions(**layout), torch.float32)
 
 
 def test_a_field_that_megatron_refuses(topology, folder):
