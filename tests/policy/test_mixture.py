@@ -168,7 +168,6 @@ def test_the_balance_loss_balances(topology, folder):
     ]
     first, last = nothing_else[0], nothing_else[-1]
     assert last["moe/balance_loss"] < 1 + 0.5 * (first["moe/balance_loss"] - 1)
-    assert last["moe/load_max_mean"] < first["moe/load_max_mean"]
 
 
 def test_the_bias_moves_towards_balance(topology, folder):
