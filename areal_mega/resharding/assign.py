@@ -72,8 +72,15 @@ def assign(overlap: Overlap, devices: Devices) -> Flows:
             load[source] += end - begin
             senders[destination].add(source)
         flows += sent
-    columns = np.array(flows, np.int64).reshape(-1, 6).T
-    return Flows(*columns[:5], local=columns[5].astype(bool))
+    table = np.array(flows, np.int64).reshape(-1, 6)
+    return Flows(
+        source=table[:, 0],
+        destination=table[:, 1],
+        block=table[:, 2],
+        begin=table[:, 3],
+        end=table[:, 4],
+        local=table[:, 5].astype(bool),
+    )
 
 
 def _local_copies_and_candidates(

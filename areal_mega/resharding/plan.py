@@ -77,6 +77,10 @@ class Plan:
     flows: Flows
     chunks: tuple[int, ...]
 
+    def on(self, devices: Devices) -> Plan:
+        """The same ranks' plan on other devices."""
+        return Plan(self.overlap, devices, assign(self.overlap, devices), self.chunks)
+
     def sends(self, rank: int) -> Iterator[Message]:
         """The messages that a source sends, by chunk and destination, with slices of its own tensors."""
         layout = self.overlap.sources.layouts[self.overlap.sources.of[rank]]

@@ -1,4 +1,4 @@
-"""Names, shapes and places come from Megatron's own GPTModel; the values are proven by tests/distributed/test_parity."""
+"""Megatron's own GPTModel says what names and shapes each rank has; test_parity proves the values."""
 
 import json
 import os
@@ -123,7 +123,7 @@ def test_a_layout_that_does_not_divide_the_model_says_what_would(family, place, 
 
 def test_kv_heads_that_tp_neither_divides_nor_multiplies():
     hf = config_of("llama", hidden_size=48, num_attention_heads=12, num_key_value_heads=4)
-    with pytest.raises(UserError, match=r"tp=6 .*num_key_value_heads=4.*tp can be 1, 2, 4 or 12"):
+    with pytest.raises(UserError, match=r"tp=6 .*num_key_value_heads=4.*tp can be 1, 2 or 4"):
         megatron_layout(hf, MegatronPlace(tp=6))
 
 

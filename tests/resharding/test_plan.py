@@ -140,7 +140,7 @@ def planned(model, source, target, colocated, place=False):
     made = plan(sources, targets, Devices(tuple(range(source.world)), tuple(range(first, first + target.world))))
     if place:
         devices = place_engines(made.overlap, made.devices.source, target.tp, 8)
-        made = plan(sources, targets, Devices(made.devices.source, devices))
+        made = made.on(Devices(made.devices.source, devices))
     return made.statistics, lower_bound(sources, targets, made.devices), made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from areal_mega.config.errors import UserError
@@ -55,15 +55,12 @@ class MegatronPlace:
     def check(self, model: Model) -> None:
         """Raises a UserError if the layout does not divide the model: which number, and which choices would work."""
         divided = {"num_attention_heads": model.heads, **_dense(model)}
-        if model.uses(Split.HEADS) and self.tp > model.groups:
-            divided["rows of q, k and v together"] = model.sizes["queries"] + 2 * model.sizes["keys"]
         if "shared_ffn" in model.sizes:
             divided["shared experts' intermediate_size"] = model.sizes["shared_ffn"]
         if model.uses(Split.LATENT) and not self.transformer_engine:
             divided["q_lora_rank"] = model.sizes["q_latent"]
             divided["kv_lora_rank + qk_rope_head_dim"] = model.sizes["kv_latent_and_rope"]
-        _divides("tp", self.tp, divided)
-        _check_groups(model, self.tp)
+        _check_tp(self.tp, divided, model, cuts_groups=True)
         _check_experts(model, self.ep)
         if model.experts:
             _divides("etp", self.etp, {"experts' intermediate_size": model.sizes["expert_ffn"]})
@@ -115,8 +112,7 @@ class SGLangPlace:
         divided = {"num_attention_heads": model.heads, **_dense(model)}
         if "shared_ffn" in model.sizes and not self.fused_shared_experts:
             divided["shared experts' intermediate_size"] = model.sizes["shared_ffn"]
-        _divides("tp", self.tp, divided)
-        _check_groups(model, self.tp)
+        _check_tp(self.tp, divided, model, cuts_groups=False)
         _divides("ep", self.ep, {"tp": self.tp})
         _check_experts(model, self.ep)
         if model.experts:
@@ -153,6 +149,13 @@ class MegatronGrid:
     @property
     def world(self) -> int:
         return self.tp * self.pp * self.dp * self.cp
+
+    def with_uneven_stages(self, layers: int) -> MegatronGrid:
+        """The same, where pp does not divide ``layers``: with fewer layers in the first and the last stage."""
+        if layers % self.pp == 0 or self.first_layers or self.last_layers:
+            return self
+        outer = layers - -(-layers // self.pp) * (self.pp - 2)
+        return replace(self, first_layers=outer - outer // 2, last_layers=outer // 2)
 
     def places(self) -> list[MegatronPlace]:
         """Of each rank.
@@ -217,13 +220,24 @@ def _dense(model: Model) -> dict[str, int]:
     return {"intermediate_size": model.sizes["ffn"]} if model.has_dense_layers else {}
 
 
-def _check_groups(model: Model, tp: int) -> None:
-    if model.uses(Split.HEADS) and tp % model.groups and model.groups % tp:
-        choices = [n for n in _divisors(model.heads) if not (n % model.groups and model.groups % n)]
-        raise UserError(
-            f"tp={tp} and the model's num_key_value_heads={model.groups}: one must divide the other; "
-            f"tp can be {_listed(choices)}"
-        )
+def _check_tp(tp: int, divided: dict[str, int], model: Model, *, cuts_groups: bool) -> None:
+    """divided: sizes that tp must divide. cuts_groups: beyond the number of query groups, the rows of q, k and v
+    together are divided too."""
+    rows = model.sizes["queries"] + 2 * model.sizes["keys"]
+
+    def problem(tp: int) -> str:
+        for name, size in divided.items():
+            if size % tp:
+                return f"does not divide the model's {name}={size}"
+        if model.uses(Split.HEADS):
+            if tp % model.groups and model.groups % tp:
+                return f"and the model's num_key_value_heads={model.groups}: one must divide the other"
+            if cuts_groups and tp > model.groups and rows % tp:
+                return f"does not divide the {rows} rows of the model's q, k and v together"
+        return ""
+
+    if found := problem(tp):
+        raise UserError(f"tp={tp} {found}; tp can be {_listed([n for n in _divisors(model.heads) if not problem(n)])}")
 
 
 def _check_experts(model: Model, ep: int) -> None:
