@@ -31,6 +31,9 @@ from areal_mega.config.options import (
     SFTOptions,
 )
 
+# The parts of a layer that Megatron can compute again.
+RECOMPUTABLE = ("core_attn", "mlp", "moe", "shared_experts", "moe_act", "mla_up_proj", "layernorm")
+
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "minimum": (operator.ge, "at least"),
     "maximum": (operator.le, "at most"),
@@ -111,6 +114,8 @@ def _policy(options: CommonOptions, ranks: int) -> Iterator[str]:
     yield from rank_problems(options.policy.parallel, ranks)
     yield from megatron_problems(options)
     recompute = options.policy.recompute
+    for module in set(recompute.modules) - set(RECOMPUTABLE):
+        yield f"policy.recompute.modules names {module}; it can name {', '.join(RECOMPUTABLE)}."
     if recompute.mode == "selective" and not recompute.modules:
         yield "policy.recompute.mode=selective recomputes policy.recompute.modules, which is empty; name some."
 

@@ -31,6 +31,8 @@ from areal_mega.runtime import extensions
 
 Fields = dict[str, Any]
 
+NEED_TRANSFORMER_ENGINE = {"moe_act", "mla_up_proj", "layernorm"}
+
 
 def read_config(folder: str | Path) -> PretrainedConfig:
     """The Hugging Face config of a model folder, checked to be one this package can train.
@@ -130,6 +132,12 @@ def _recompute(options: RecomputeOptions) -> Fields:
             "recompute_num_layers": options.layers,
         }
     if options.mode == "selective":
+        engine = NEED_TRANSFORMER_ENGINE.intersection(options.modules)
+        if engine and not extensions.installed("transformer_engine"):
+            raise UserError(
+                f"policy.recompute.modules names {', '.join(sorted(engine))}, which Megatron can compute again with "
+                "TransformerEngine only; install it, or leave them out"
+            )
         return {"recompute_granularity": "selective", "recompute_modules": list(options.modules)}
     return {}
 

@@ -58,6 +58,7 @@ def test_quickstart_options_pass(model, name):
         (["policy.parallel.context=0"], "policy.parallel.context=0", "at least 1"),
         (["policy.recompute.mode=all"], "policy.recompute.mode=all", "none or selective or full"),
         (["policy.recompute.mode=selective", "policy.recompute.modules=[]"], "policy.recompute.modules", "name some"),
+        (["policy.recompute.modules=[attention]"], "names attention", "core_attn, mlp, moe"),
         (["+policy.megatron.hidden_size=8"], "policy.megatron.hidden_size", "use model.path"),
         (["+policy.megatron.sequence_parallel=true"], "megatron.sequence_parallel", "use policy.parallel.sequence"),
         (["+policy.megatron.recompute_granularity=full"], "recompute_granularity", "use policy.recompute"),

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from areal_mega.config.errors import UserError
-from areal_mega.config.options import OptimizerOptions, ParallelOptions, PolicyOptions
+from areal_mega.config.options import OptimizerOptions, ParallelOptions, PolicyOptions, RecomputeOptions
 from areal_mega.data.packed import PackedBatch
 from areal_mega.policy.checkpoint_files import INDEX, write_folder
 from areal_mega.policy.model import MegatronModel
@@ -130,6 +130,11 @@ def test_a_layout_that_does_not_divide_the_model(topology, folder, layout, messa
 def test_a_field_that_megatron_refuses(topology, folder):
     with pytest.raises(UserError, match=r"Megatron refuses policy\.megatron.*cpu_offloading"):
         build(topology, folder, megatron={"cpu_offloading": True, "cpu_offloading_num_layers": 9})
+
+
+def test_recompute_that_needs_transformer_engine(topology, folder):
+    with pytest.raises(UserError, match="names layernorm, which .* TransformerEngine only; install it, or leave"):
+        build(topology, folder, recompute=RecomputeOptions(mode="selective", modules=["core_attn", "layernorm"]))
 
 
 def test_fields_reach_megatron(topology, folder):
