@@ -53,7 +53,7 @@ VERIFIERS: dict[str, Verifier] = {
     "choice": Verifier(f"{_REWARDS}.choice:choice", "it picks the right option", _box),
     "code": Verifier(f"{_REWARDS}.code:code", "its program passes all tests, in a sandbox", _fence, seconds=120.0),
     "reasoning_gym": Verifier(f"{_REWARDS}.procedural:procedural", "the task's own score_answer", seconds=10.0),
-    "http": Verifier(f"{_REWARDS}.remote:http", "what the server at reward.url says", None, runs="remote"),
+    "http": Verifier(f"{_REWARDS}.remote:http_scores", "what the server at reward.url says", None, runs="remote"),
     "think_format": Verifier(f"{_REWARDS}.text:think_format", "<think>...</think>, then text", None, runs="here"),
     "answer_format": Verifier(f"{_REWARDS}.text:answer_format", "ends with <answer>...</answer>", None, runs="here"),
     "think_answer_format": Verifier(f"{_REWARDS}.text:think_answer_format", "both, nothing else", None, runs="here"),
