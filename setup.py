@@ -68,7 +68,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DAREAL_MEGA_CUDA={os.environ.get('AREAL_MEGA_CUDA', 'OFF')}",
+            f"-DAREAL_MEGA_CUDA={int(CUDA)}",
             f"-DAREAL_MEGA_CUDA_ARCHS={os.environ.get('AREAL_MEGA_CUDA_ARCHS', '80;90;100')}",
         ]
         cmake = tool("cmake")

@@ -12,11 +12,11 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from resharding.families import config_of
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-multi_latent_attention.HAVE_TE = False  # it takes its own stand-in for TransformerEngine for the real one
+from areal_mega.policy.latent_attention import PackedLatentAttention
 
 
 def ranks(family: str, grid: dict[str, int], overrides: dict[str, Any]) -> list[dict[str, list[int]]]:
@@ -56,6 +56,8 @@ def parameters(hf: Any, grid: dict[str, int], chunk: int | None) -> dict[str, li
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, vp_stage=chunk)
     for layer in spec.layer_specs:
         layer.submodules.self_attention.submodules.core_attention = CoreAttention
+        if config.multi_latent_attention:
+            layer.submodules.self_attention.module = PackedLatentAttention
     model = GPTModel(
         config=config,
         transformer_layer_spec=spec,

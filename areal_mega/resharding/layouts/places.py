@@ -19,8 +19,8 @@ class MegatronPlace:
     vpp: model chunks of each pipeline stage (interleaved schedule). ep and etp divide the routed experts: over ranks,
     and each of them over ranks. first_layers, last_layers: layers of the first and the last stage where they have
     another number than those between (Megatron's num_layers_in_first_pipeline_stage and ..._last_...).
-    transformer_engine: the parameters have the names of Megatron's TransformerEngine spec, and MLA's down projections
-    are whole on every rank; grouped_experts: its experts are grouped (TEGroupedMLP).
+    transformer_engine: the parameters have the names of Megatron's TransformerEngine spec. grouped_experts: the experts
+    are TransformerEngine's grouped ones (TEGroupedMLP).
     """
 
     tp: int = 1
@@ -57,9 +57,6 @@ class MegatronPlace:
         divided = {"num_attention_heads": model.heads, **_dense(model)}
         if "shared_ffn" in model.sizes:
             divided["shared experts' intermediate_size"] = model.sizes["shared_ffn"]
-        if model.uses(Split.LATENT) and not self.transformer_engine:
-            divided["q_lora_rank"] = model.sizes["q_latent"]
-            divided["kv_lora_rank + qk_rope_head_dim"] = model.sizes["kv_latent_and_rope"]
         _check_tp(self.tp, divided, model, cuts_groups=True)
         _check_experts(model, self.ep)
         if model.experts:
