@@ -23,12 +23,16 @@ def procedural(response: str, prompt: Prompt) -> Score:
     The answer is what stands in ``<answer>``, else in the last ``\boxed{}``, else the whole response behind its
     thoughts. The metadata of the prompt is the task's, ``source_dataset`` included. Many tasks give part of the score
     to an answer that merely contains the right one, among guesses for instance; here it earns nothing.
+
+    Raises:
+        KeyError, ValueError: the metadata names no task of reasoning-gym.
     """
     said = conclusion(response)
     if "<answer>" not in response and (boxes := boxed(said)):
         said = boxes[-1]
     said = said.strip()
     name = prompt.metadata["source_dataset"]
+    task = _dataset(name)
     if not said:
         return Score(0.0, note="no answer")
     # Some verifiers compare with tuples, which are lists once the task was stored as JSON.
@@ -38,7 +42,7 @@ def procedural(response: str, prompt: Prompt) -> Score:
     if "question" in prompt.metadata:
         entry["question"] = prompt.metadata["question"]
     try:
-        value = float(_dataset(name).score_answer(said, entry))
+        value = float(task.score_answer(said, entry))
     except Exception as error:  # an answer of another kind, such as text where the task reads an integer
         return Score(0.0, note=f"{type(error).__name__}: {error}")
     if value < 1 and prompt.answer and prompt.answer in said:
