@@ -100,8 +100,8 @@ def test_a_killed_ppo_run_goes_on_with_the_weights_in_the_engine(start, ppo_argu
     steps = rows[1:-1]
     # The engine samples from the weights that were saved, exactly; and it has the number of these weights.
     assert all(r["mismatch/mean"] < 1e-6 and r["mismatch/max"] < 1e-5 for r in steps), steps
-    # Adam's and the schedule's steps go on, critic and policy.
-    assert all(r["policy/lr"] == steps[-1]["policy/lr"] > 0 for r in steps[5:])
+    # The schedule goes on: linear, from 2e-4 to a fifth of it.
+    assert [r["policy/lr"] for r in steps] == pytest.approx([2e-4 * (1 - 0.8 * s / 12) for s in range(1, 13)])
     summary = summary_of(directory)
     assert summary["accuracy_before"] == rows[0]["evaluation/accuracy"]
     assert summary["accuracy_after"] == rows[-1]["evaluation/accuracy"]
@@ -109,12 +109,6 @@ def test_a_killed_ppo_run_goes_on_with_the_weights_in_the_engine(start, ppo_argu
     assert {a["when"] for a in answers} == {"before", "after"}
     trainer = json.loads((directory / "checkpoints" / "latest" / "trainer.json").read_text())
     assert trainer["step"] == 12 and trainer["progress"]["position"] == 12 * 4
-
-    # What is done over: the answers of step saved + 1 were drawn with the same weights, prompts and seed.
-    repeated = [r for r in before if r["step"] == saved + 1]
-    for row in repeated:
-        (new,) = [r for r in steps if r["step"] == saved + 1]
-        print({k: (row[k], new[k]) for k in row if not k.startswith("time/")})
 
 
 @pytest.mark.parametrize(
@@ -125,6 +119,6 @@ def test_a_killed_ppo_run_goes_on_with_the_weights_in_the_engine(start, ppo_argu
     ],
 )
 def test_a_resume_that_cannot_be(start, ppo_arguments, arguments, message):
-    program = start("tools/train_ppo.py", *ppo_arguments(*arguments), ranks=1)
+    program = start("tools/train_ppo.py", *ppo_arguments(*arguments))
     assert program.wait() != 0
     assert message in program.output
