@@ -167,7 +167,8 @@ SHARED_EXPERTS = (
         f"{_SHARED}.down_proj.weight",
     ),
 )
-# Balances experts without an auxiliary loss (arXiv:2408.15664); moved by counts, not by gradients.
+# Balances experts without an auxiliary loss (arXiv:2408.15664); moved by counts, not by gradients: Megatron's is a
+# buffer, not a parameter.
 EXPERT_BIAS = (
     Row(
         "mlp.gate.e_score_correction_bias",
@@ -175,7 +176,6 @@ EXPERT_BIAS = (
         WHOLE,
         "mlp.router.expert_bias",
         "mlp.gate.e_score_correction_bias",
-        buffer=True,
     ),
 )
 

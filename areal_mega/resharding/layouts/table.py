@@ -31,7 +31,7 @@ class Row:
     in ``megatron``; without it, SGLang stacks the experts of a rank.
 
     shape: names of `model.Model.sizes`, with spaces between. te: the name in Megatron's TransformerEngine spec where
-    it is another; grouped: likewise with TransformerEngine's grouped experts. buffer: not a parameter in Megatron.
+    it is another; grouped: likewise with TransformerEngine's grouped experts.
     """
 
     hf: str
@@ -41,7 +41,6 @@ class Row:
     sglang: str
     te: str = ""
     grouped: str = ""
-    buffer: bool = False
 
     @property
     def is_expert(self) -> bool:
