@@ -23,7 +23,11 @@ _ANNOUNCED = re.compile(
     r"####|\b(?:final\s+answer|correct\s+answer|answer|result)\b[^\n.:=]{0,60}?(?:\bis\b(?:\s+that\b)?|\bequals\b|:|=)",
     re.IGNORECASE,
 )
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)((?:[^$\n\\]|\\.)+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# What a formula may not contain bounds the search: text may be hostile.
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)((?:\\.|[^$\\\n])+?)\$|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]",
+    re.DOTALL,
+)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|[.!?]?\*\*")
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _LAST_NUMBER = re.compile(rf"(?:(?<![\w.)])[-−])?\$?(?:{_WHOLE}?\.\d+|{_WHOLE}(?:/\d+)?)\s?%?")

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from areal_mega.data.boxes import boxed
@@ -47,10 +49,11 @@ def test_braces_of_boxes_are_matched():
     assert boxed(text) == [r"\text{a} \} ", r"\boxed{2}"]
 
 
-@pytest.mark.parametrize("text", ["\\boxed{" * 20_000, "{" * 50_000, "$" * 50_000, "answer is " * 5_000, "1" * 50_000])
+@pytest.mark.parametrize(
+    "text",
+    ["\\boxed{", "{", "$", "answer is ", "1", "\\(", "\\[", "$$a", "\\$", "$\\a", "<answer>", "1,", "a ", "\n"],
+)
 def test_hostile_text_takes_no_time(text):
-    import time
-
     started = time.process_time()
-    final_answer(text)
-    assert time.process_time() - started < 2
+    final_answer(text * 50_000)
+    assert time.process_time() - started < 4
