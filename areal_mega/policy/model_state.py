@@ -41,11 +41,13 @@ def load_state(model: MegatronModel, state: dict[str, Any]) -> None:
     """
     for i, chunk in enumerate(model.chunks):
         chunk.load_state_dict(state["weights"][str(i)])
+    if not model.trains:  # its optimizer's counters, being no tensors, are loaded even so
+        return
     if "optimizer" in state:
         adam_state.load_state(model.optimizer, state["optimizer"])
         model.schedule.num_steps = state["updates"]
         model.schedule.step(0)
-    elif model.trains:
+    else:
         model.optimizer.reload_model_params()
 
 

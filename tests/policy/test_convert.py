@@ -4,8 +4,13 @@ from models import save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from areal_mega.config.errors import UserError
-from areal_mega.policy import convert
+from areal_mega.config.options import OptimizerOptions, PolicyOptions
+from areal_mega.data.packed import PackedBatch
+from areal_mega.policy import checkpoints, convert
 from areal_mega.policy.checkpoint_files import HFWeights
+from areal_mega.policy.checkpoints import CheckpointWriter
+from areal_mega.policy.model import MegatronModel
+from areal_mega.runtime.checkpoint_folders import CheckpointFolders
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +30,35 @@ def test_there_and_back(topology, folder, tmp_path):
     assert (tmp_path / "back" / "tokenizer.json").exists()
     ours, theirs = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tmp_path / "back", folder))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_trained_model_leaves_its_optimizer_behind(topology, folder, tmp_path):
+    model = MegatronModel(
+        topology, str(folder), PolicyOptions(), dtype="bfloat16", optimizer=OptimizerOptions(), head="logprob", seed=1
+    )
+    writer = CheckpointWriter(topology, CheckpointFolders(tmp_path / "run"), keep=1)
+    writer.save(5, {"policy": model}, {})
+    writer.finish()
+    convert.to_hugging_face(tmp_path / "run", tmp_path / "hf", topology)
+    assert list(convert.differences(folder, tmp_path / "hf", topology)) == []
+    assert list(convert.differences(tmp_path / "run", tmp_path / "hf", topology)) == []
+
+
+def test_a_converted_checkpoint_begins_with_a_new_optimizer(topology, folder, tmp_path):
+    """Also where a bfloat16 model has main weights in float32."""
+    point = convert.to_training(folder, tmp_path / "run", topology, model="policy", dtype="bfloat16")
+    batch = PackedBatch.pack([{"tokens": list(range(20)), "loss_mask": [t > 0 for t in range(20)]}])
+    losses = []
+    for load_weights in (True, False):
+        model = MegatronModel(
+            topology, str(folder), PolicyOptions(), dtype="bfloat16", optimizer=OptimizerOptions(lr=1e-2),
+            head="logprob", seed=1, load_weights=load_weights,
+        )  # fmt: skip
+        if not load_weights:
+            checkpoints.load(point, {"policy": model}, topology)
+        steps = [model.train_step(batch, lambda mb, out: (-out["logprobs"].sum() / 19, {})) for _ in range(3)]
+        losses.append([step["loss"] for step in steps])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
