@@ -110,9 +110,9 @@ def held_out_loss(policy: MegatronModel, sequences: list[dict[str, list]], topol
         return None
     sums = torch.zeros(2, dtype=torch.float64)
     mine = sequences[topology.dp_rank :: topology.dp]
+    batch = PackedBatch.pack(mine or sequences[:1])  # with experts spread over ranks all of them take part
+    logprobs = policy.forward(batch)["logprobs"]
     if mine:
-        batch = PackedBatch.pack(mine)
-        logprobs = policy.forward(batch)["logprobs"]
         sums = torch.stack([-logprobs.double().sum(), batch["loss_mask"].double().sum()])
     total, tokens = topology.sum_over_dp(sums).tolist()
     return total / tokens
