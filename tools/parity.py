@@ -100,7 +100,7 @@ def answer_with_sglang(arguments: argparse.Namespace, tokenizer: Any, prompts: l
             arguments.model, options, dtype="float32", device="cpu", seed=1, log_path=Path(folder) / "engine.log"
         ) as server,
     ):
-        return Sampler(server, tokenizer, options).generate(prompts, 1, temperature=0)
+        return Sampler([server], tokenizer, options).generate(prompts, 1, temperature=0)
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ OWN_ARGUMENTS: dict[str, str | None] = {
     "random_seed": "seed",
     "device": "runtime.device",
     "tp_size": "rollout.tensor",
+    "ep_size": "rollout.expert",
+    "custom_weight_loader": None,
     "port": "rollout.port",
     "host": None,
     "api_key": None,
@@ -47,11 +49,15 @@ def context_length(options: RolloutOptions) -> int:
 def engine_problems(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     """What is wrong with the engine's options, in sentences. device: ``cpu`` or ``cuda``."""
     rollout = options.rollout
-    if rollout.tensor > ranks:
+    if rollout.engines * rollout.tensor > ranks:
         yield (
-            f"rollout.tensor={rollout.tensor} is larger than the {ranks} rank(s) of this run; "
-            "the engine lives on the trainers' devices. Lower it or start more ranks."
+            f"rollout.engines={rollout.engines} of rollout.tensor={rollout.tensor} need more than the {ranks} rank(s) "
+            "of this run; the engines live on the trainers' devices. Lower one of them or start more ranks."
         )
+    if rollout.tensor % rollout.expert:
+        yield f"rollout.expert={rollout.expert} must divide rollout.tensor={rollout.tensor}."
+    if rollout.engines > 1 and rollout.port:
+        yield f"rollout.port={rollout.port} is one port, and rollout.engines={rollout.engines}; leave it out."
     for name, own in OWN_ARGUMENTS.items():
         if name in rollout.sglang:
             way_out = f"use {own}" if own else "the program sets it; leave it out"

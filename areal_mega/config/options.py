@@ -158,7 +158,9 @@ class RolloutOptions:
     top_p: float = option(1.0, "Nucleus sampling in training; must be 1 (see the check).")
     top_k: int = option(-1, "Top-k sampling in training; must be -1 (see the check).")
     stop: list[str] = option([], "Strings that end a response, beside the end-of-sequence token.")
-    tensor: int = option(1, "Tensor-parallel size of the SGLang engine.", minimum=1)
+    engines: int = option(1, "SGLang engines; requests are divided over them.", minimum=1)
+    tensor: int = option(1, "Tensor-parallel size of each SGLang engine.", minimum=1)
+    expert: int = option(1, "Expert-parallel size of each SGLang engine; divides tensor.", minimum=1)
     port: int = option(0, "Port of the engine; 0 takes a free one.", minimum=0, maximum=65535)
     start_timeout: float = option(300.0, "Seconds the engine may take to answer after its start.", above=0)
     request_timeout: float = option(600.0, "Seconds one generation request may take.", above=0)
@@ -168,6 +170,25 @@ class RolloutOptions:
         "Fields of SGLang's ServerArgs, passed on as they are. On a GPU, which the trainers share, "
         "mem_fraction_static is 0.3 unless set here.",
     )
+
+
+@dataclass
+class ReshardingOptions:
+    transport: str = option(
+        "auto",
+        "How new weights get into the engines (docs/resharding.md). colocated: through a buffer on each engine rank's "
+        "device. disaggregated: from process to process. disk: through a folder. auto: colocated.",
+        choices=("auto", "colocated", "disaggregated", "disk"),
+    )
+    buffer_mb: int = option(
+        1024, "MiB of the buffer of each engine rank; a larger share goes in chunks, through its halves.", minimum=1
+    )
+    verify: str = option(
+        "first",
+        "Which updates are followed by a comparison of checksums of every tensor on both sides.",
+        choices=("always", "first", "never"),
+    )
+    restarts: int = option(2, "Times in a row that an engine lost in an update is started again.", minimum=0)
 
 
 @dataclass
@@ -363,6 +384,7 @@ class PPOOptions(CommonOptions):
     steps: int = option(100, "Training steps: each is one batch of samples.", minimum=0)
     critic: CriticOptions = group(CriticOptions, "The critic (algorithm.advantage=gae).")
     rollout: RolloutOptions = group(RolloutOptions, "Generation with SGLang.")
+    resharding: ReshardingOptions = group(ReshardingOptions, "New weights for the engines.")
     algorithm: AlgorithmOptions = group(AlgorithmOptions, "Advantages and losses.")
     reward: RewardOptions = group(RewardOptions, "How answers are judged.")
     evaluation: EvaluationOptions = group(EvaluationOptions, "Accuracy on held-out prompts.")

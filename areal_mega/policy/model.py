@@ -25,6 +25,7 @@ from areal_mega.policy.mixture import Routing
 from areal_mega.policy.offload import Parked, parked_model, parked_optimizer
 from areal_mega.policy.optimizer import build_optimizer, data_parallel, learning_rate
 from areal_mega.policy.spec import read_config, transformer_config
+from areal_mega.resharding.layouts import MegatronPlace
 from areal_mega.runtime.distributed import Topology
 
 Outputs = dict[str, Tensor]
@@ -155,9 +156,25 @@ class MegatronModel:
             **{f"moe/{name}": value for name, value in routing.items()},
         }
 
+    @property
+    def place(self) -> MegatronPlace:
+        """Where this rank is in the layout of the weights."""
+        return hf_weights.place(self.topology)
+
+    @property
+    def held_weights(self) -> dict[str, Tensor]:
+        """This rank's weights by Megatron name: the tensors themselves, which training changes. See `settle`."""
+        return {name: weight.detach() for name, weight in hf_weights.named_weights(self.chunks).items()}
+
+    def settle(self) -> None:
+        """Wait until the weights are those of the last step: with overlap, other ranks' parts may be on their way."""
+        if self.topology.parallel.overlap_param_gather and hasattr(self, "ddp"):
+            for chunk in self.ddp:
+                chunk.start_param_sync(force_sync=True)
+
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """HF name and whole tensor, on rank 0. The other ranks must iterate as well, and get nothing."""
-        self._finish_param_gather()
+        self.settle()
         yield from hf_weights.export(hf_weights.named_weights(self.chunks), self.hf, self.topology)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> None:
@@ -166,7 +183,7 @@ class MegatronModel:
         Each rank of DP replica 0 writes a share of the tensors. dtype: of the written tensors; None: the model's.
         """
         self.hf.dtype = dtype or self.dtype
-        self._finish_param_gather()
+        self.settle()
         shares = hf_weights.export_shares(hf_weights.named_weights(self.chunks), self.hf, self.topology)
         tensors = ((name, tensor.to(self.hf.dtype)) for name, tensor in shares)
         write_folder(folder, self.hf, tensors, self.hf_path, shard_bytes, self.topology.rank, self.topology.gather)
@@ -190,12 +207,6 @@ class MegatronModel:
 
     def _tokens_of_all(self, batch: PackedBatch) -> float:
         return float(self.topology.sum_over_dp(torch.tensor(float(batch.num_tokens)).to(self.topology.device)))
-
-    def _finish_param_gather(self) -> None:
-        """With overlap, the weights of other DP ranks' shards may still be on their way."""
-        if self.topology.parallel.overlap_param_gather and hasattr(self, "ddp"):
-            for chunk in self.ddp:
-                chunk.start_param_sync(force_sync=True)
 
     def _sum_over_ranks(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Statistics of the last stage's micro-batches, summed over them and over DP, on all ranks."""

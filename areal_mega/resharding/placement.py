@@ -15,25 +15,26 @@ from areal_mega.resharding.intersect import Integers, Overlap
 def place_engines(overlap: Overlap, source_device: tuple[int, ...], engine: int, per_node: int) -> tuple[int, ...]:
     """The device of every engine rank, engine after engine.
 
-    source_device: of each training rank; one rank to a device, as many devices as engine ranks. engine: ranks of one
-    engine. per_node: devices of one machine.
+    source_device: of each training rank; one rank to a device, at least as many devices as engine ranks. engine: ranks
+    of one engine. per_node: devices of one machine.
 
     Raises:
         UserError: engines of this size do not fit into machines.
     """
-    devices = len(overlap.destinations.of)
-    if per_node % engine and engine % per_node:
+    devices, wanted = len(source_device), len(overlap.destinations.of)
+    if devices > per_node and per_node % engine and engine % per_node:
         raise UserError(f"engines of {engine} ranks neither divide nor fill machines of {per_node} devices")
     span = min(max(per_node, engine), devices)
     held = _held(overlap)
     rank_on = {device: rank for rank, device in enumerate(source_device)}
     placed: list[int] = []
-    for first in range(0, devices, span):
-        here = range(first, first + span)
+    for first in range(0, min(wanted, devices), span):
+        here = range(first, min(first + span, devices))
         sources = [overlap.sources.of[rank_on[device]] for device in here]
-        wants = overlap.destinations.of[first : first + span]
-        chosen = match(held[np.ix_(wants, sources)])
-        placed += [first + int(place) for place in chosen]
+        wants = overlap.destinations.of[first : first + len(here)]
+        gain = np.zeros((len(here), len(here)), np.int64)  # rows beyond the engines' are devices without one
+        gain[: len(wants)] = held[np.ix_(wants, sources)]
+        placed += [first + int(place) for place in match(gain)[: len(wants)]]
     return tuple(placed)
 
 

@@ -81,17 +81,27 @@ class Plan:
         """The same ranks' plan on other devices."""
         return Plan(self.overlap, devices, assign(self.overlap, devices), self.chunks)
 
-    def sends(self, rank: int) -> Iterator[Message]:
-        """The messages that a source sends, by chunk and destination, with slices of its own tensors."""
+    def sends(self, rank: int, *, local: bool = False) -> Iterator[Message]:
+        """The messages that a source sends, by chunk and destination, with slices of its own tensors.
+
+        local: also those that stay on a device, for a source and a destination that are two processes there.
+        """
         layout = self.overlap.sources.layouts[self.overlap.sources.of[rank]]
-        for key, boxes in self._messages(self.flows.source == rank):
+        for key, boxes in self._messages((self.flows.source == rank) & (local | ~self.flows.local)):
             yield _message(key, [(box, [_inside(layout, box)]) for box in boxes])
 
-    def receives(self, rank: int) -> Iterator[Message]:
-        """The messages that a destination receives, by chunk and source, with slices of its own tensors."""
+    def receives(self, rank: int, *, local: bool = False) -> Iterator[Message]:
+        """The messages that a destination receives, by chunk and source, with slices of its own tensors.
+
+        local: as in `sends`.
+        """
         layout = self.overlap.destinations.layouts[self.overlap.destinations.of[rank]]
-        for key, boxes in self._messages(self.flows.destination == rank):
+        for key, boxes in self._messages((self.flows.destination == rank) & (local | ~self.flows.local)):
             yield _message(key, [(box, _all_inside(layout, box)) for box in boxes])
+
+    def stays(self, message: Message) -> bool:
+        """Whether a message's source and destination are on the same device."""
+        return self.devices.source[message.source] == self.devices.destination[message.destination]
 
     def copies(self, rank: int) -> Iterator[Copy]:
         """What a destination finds on its own device."""
@@ -167,7 +177,7 @@ class Plan:
     def _messages(self, chosen: np.ndarray) -> Iterator[tuple[tuple[int, int, int], list[Box]]]:
         """(chunk, source, destination) and the boxes of each message made of the chosen flows, in that order."""
         found: dict[tuple[int, int, int], list[Box]] = {}
-        for flow in np.flatnonzero(chosen & ~self.flows.local):
+        for flow in np.flatnonzero(chosen):
             pair = int(self.flows.source[flow]), int(self.flows.destination[flow])
             for box in self._boxes(int(flow)):
                 chunk = int(np.searchsorted(self.chunks, self.overlap.order[box.name], side="right")) - 1

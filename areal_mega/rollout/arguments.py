@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig
@@ -10,6 +11,7 @@ from transformers import AutoConfig
 from areal_mega.config.dtypes import DTYPES
 from areal_mega.config.engine import CPU_ATTENTION, context_length
 from areal_mega.config.options import RolloutOptions
+from areal_mega.resharding.engine_update import LOADER
 
 HOST = "127.0.0.1"
 CPU_KV_CACHE_BYTES = 2 << 30
@@ -38,9 +40,11 @@ def server_arguments(
         "dtype": dtype,
         "device": device,
         "tp_size": options.tensor,
+        "ep_size": options.expert,
         "random_seed": seed,
         "context_length": context_length(options),
         "weight_version": "0",
+        "custom_weight_loader": [LOADER],
         # Token ids go in and come out. Only stop strings need the engine to know the text.
         "skip_tokenizer_init": not options.stop,
         "log_level": "warning",
@@ -54,7 +58,7 @@ def server_arguments(
 
 
 def _cpu_arguments(model_path: str, options: RolloutOptions, dtype: str) -> dict[str, Any]:
-    sequences = options.prompts_per_step * options.samples_per_prompt
+    sequences = -(-options.prompts_per_step // options.engines) * options.samples_per_prompt
     wanted = sequences * context_length(options)
     affordable = CPU_KV_CACHE_BYTES // kv_bytes_per_token(model_path, dtype)
     return {
@@ -92,6 +96,12 @@ def engine_environment(options: RolloutOptions, device: str) -> dict[str, str]:
     if device == "cpu" and options.tensor > 1:
         environment["SGLANG_CPU_OMP_THREADS_BIND"] = _core_binding(options.tensor, options.threads)
     return environment
+
+
+def visible_devices(devices: Sequence[int]) -> str:
+    """CUDA_VISIBLE_DEVICES of an engine whose ranks take these GPUs, which are counted as in this process."""
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return ",".join(own[device] if own != [""] else str(device) for device in devices)
 
 
 def _is_torchruns(name: str) -> bool:

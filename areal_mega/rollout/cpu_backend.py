@@ -1,4 +1,4 @@
-"""SGLang's scheduler process on CPU, with an attention backend that suits it.
+"""SGLang's scheduler process on CPU, with an attention backend that suits it, and with expert parallelism.
 
 SGLang's ``torch_native`` backend handles one sequence after the other in Python. With hundreds of short
 sequences in a batch, the usual case of RL on a laptop, that loop is most of the engine's time. This backend
@@ -7,11 +7,14 @@ attends for many sequences at once instead, and leaves sliding windows and cross
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.moe import fused_moe_native
+from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.managers.scheduler import run_scheduler_process
 from torch import Tensor
 
@@ -20,9 +23,31 @@ from areal_mega.rollout.cpu_attention import attend
 
 
 def run_scheduler(*args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process, with `BatchedAttention` among its attention backends."""
+    """SGLang's scheduler process, with `BatchedAttention` among its attention backends, and `with_local_experts`."""
     register_attention_backend(CPU_ATTENTION)(BatchedAttention)
+    fused_moe_native.moe_forward_native = with_local_experts(fused_moe_native.moe_forward_native)
     run_scheduler_process(*args, **kwargs)
+
+
+def with_local_experts(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """SGLang's plain MoE layer, for ranks that hold a part of the experts (EP).
+
+    Under EP the experts of other ranks have the number -1, which the layer of SGLang 0.5.23 takes for an index. Here it
+    gets only the choices that fall on this rank, each as a token of its own; the ranks' outputs are summed.
+    """
+
+    def forward_local(layer: torch.nn.Module, x: Tensor, topk: StandardTopKOutput, config: Any) -> Tensor:
+        if layer.moe_ep_size == 1:
+            return forward(layer, x, topk, config)
+        token, choice = (topk.topk_ids >= 0).nonzero(as_tuple=True)
+        output = torch.zeros_like(x)
+        if len(token):
+            ids, weights = (chosen[token, choice][:, None] for chosen in (topk.topk_ids, topk.topk_weights))
+            part = forward(layer, x[token], topk._replace(topk_ids=ids, topk_weights=weights), config)
+            output.index_add_(0, token, part.to(x.dtype))
+        return output
+
+    return forward_local
 
 
 class BatchedAttention(TorchNativeAttnBackend):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
 from areal_mega.config.errors import UserError
@@ -28,10 +28,10 @@ class Tokenizer(Protocol):
 
 
 class Sampler:
-    """Draws samples from one engine."""
+    """Draws samples from engines, which share the prompts."""
 
-    def __init__(self, server: SGLangServer, tokenizer: Tokenizer, options: RolloutOptions) -> None:
-        self._server = server
+    def __init__(self, servers: Sequence[SGLangServer], tokenizer: Tokenizer, options: RolloutOptions) -> None:
+        self._servers = servers
         self._tokenizer = tokenizer
         self._options = options
         self._seeded = bool(options.sglang.get("enable_deterministic_inference"))
@@ -48,12 +48,14 @@ class Sampler:
             EngineError: the engine failed.
         """
         self._check_lengths(prompts)
-        self._server.wait_ready()
+        for server in self._servers:
+            server.wait_ready()
         try:
             groups = asyncio.run(self._generate(prompts, samples, temperature, seed))
         except BaseException:
-            with suppress(EngineError):
-                self._server.order("/abort_request", {"abort_all": True}, timeout=ABORT_SECONDS)
+            for server in self._servers:
+                with suppress(EngineError):
+                    server.order("/abort_request", {"abort_all": True}, timeout=ABORT_SECONDS)
             raise
         return [
             self._sample(prompt, group, generation)
@@ -74,11 +76,17 @@ class Sampler:
         self, prompts: Sequence[Prompt], samples: int, temperature: float, seed: int
     ) -> list[list[Generation]]:
         sampling = self._sampling(temperature)
-        async with GenerationClient(self._server, CONCURRENT_PROMPTS) as client, _AllOrNothing() as tasks:
-            running = [
-                tasks.create_task(client.generate(prompt.tokens, self._of_group(sampling, samples, seed, group)))
-                for group, prompt in enumerate(prompts)
-            ]
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(GenerationClient(s, CONCURRENT_PROMPTS)) for s in self._servers]
+            async with _AllOrNothing() as tasks:
+                running = [
+                    tasks.create_task(
+                        clients[group % len(clients)].generate(
+                            prompt.tokens, self._of_group(sampling, samples, seed, group)
+                        )
+                    )
+                    for group, prompt in enumerate(prompts)
+                ]
         return [task.result() for task in running]
 
     def _sampling(self, temperature: float) -> dict[str, Any]:

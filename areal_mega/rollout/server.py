@@ -12,13 +12,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from areal_mega.config.errors import UserError
 from areal_mega.config.options import RolloutOptions
-from areal_mega.rollout.arguments import HOST, engine_environment, server_arguments
+from areal_mega.rollout.arguments import HOST, engine_environment, server_arguments, visible_devices
 from areal_mega.rollout.engine import USER_ERROR_STATUS
 
 LOG_LINES_SHOWN = 25
@@ -40,7 +41,9 @@ class SGLangServer:
     trainer can build its model meanwhile. Use it as a context manager; should this process die in any way,
     the guard process ends the engine.
 
-    dtype: ``float32`` or ``bfloat16``. device: ``cpu`` or ``cuda``. seed: of the engine's random numbers.
+    dtype: ``float32`` or ``bfloat16``. device: ``cpu`` or ``cuda``. seed: of the engine's random numbers. devices: the
+    GPUs of its ranks, as this process counts them; None: those that SGLang takes.
+    starts: how often it was started; after each time it has the weights of the model folder.
 
     Raises:
         UserError: ``rollout.port`` is taken.
@@ -55,6 +58,7 @@ class SGLangServer:
         device: str,
         seed: int,
         log_path: str | Path,
+        devices: Sequence[int] | None = None,
     ) -> None:
         self.options = options
         self.dtype = dtype
@@ -63,10 +67,13 @@ class SGLangServer:
         self.admin_key = secrets.token_urlsafe(24)
         self.port = free_port() if options.port == 0 else claim_port(options.port)
         self.url = f"http://{HOST}:{self.port}"
+        self.starts = 0
         self._failure: str | None = None
-        self._ready = False
         self._closed = False
-        arguments = server_arguments(
+        self._environment = engine_environment(options, device)
+        if devices is not None:
+            self._environment["CUDA_VISIBLE_DEVICES"] = visible_devices(devices)
+        self._arguments = server_arguments(
             model_path,
             options,
             dtype=dtype,
@@ -76,13 +83,27 @@ class SGLangServer:
             api_key=self.api_key,
             admin_key=self.admin_key,
         )
-        self._deadline = time.monotonic() + options.start_timeout
-        self._guard = self._start(arguments, engine_environment(options, device))
+        self._launch()
+
+    def _launch(self) -> None:
+        self.starts += 1
+        self._ready = False
+        self._deadline = time.monotonic() + self.options.start_timeout
+        self._guard = self._start(self._arguments, self._environment)
+
+    def restart(self) -> None:
+        """End the engine and start it anew, with the weights of its model folder; a failure it had is forgotten.
+
+        The log goes on in the same file. Returns at once, like the constructor.
+        """
+        self._end()
+        self._failure = None
+        self._launch()
 
     def _start(self, arguments: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         python = [sys.executable, "-P", "-m"]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("wb") as log:
+        with self.log_path.open("wb" if self.starts == 1 else "ab") as log:
             guard = subprocess.Popen(
                 [*python, "areal_mega.rollout.guard", *python, "areal_mega.rollout.engine"],
                 stdin=subprocess.PIPE,
@@ -188,6 +209,9 @@ class SGLangServer:
         if self._closed:
             return
         self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         self._guard.wait()

@@ -1,4 +1,4 @@
-"""Rank 0's side of a run: the engine, the prompts, the verifier, and the new weights for the engine."""
+"""Rank 0's side of a run: the engines, the prompts and the verifier."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from areal_mega.data import Prompt, Sample
 from areal_mega.data.jsonl import endless_batches, read_prompts
 from areal_mega.data.mixing import mixed, training_sets, validation_set
 from areal_mega.data.tokenizer import load_tokenizer
-from areal_mega.policy.model import MegatronModel
-from areal_mega.resharding.transport import FullWeightTransport
+from areal_mega.resharding.deployment import Deployment
 from areal_mega.rewards import check_answers, judge
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import SGLangServer
 
 
 class Generation:
-    """Prompts in, judged samples out, always from the weights that were published last."""
+    """Prompts in, judged samples out, always from the weights that were published last.
 
-    def __init__(self, options: PPOOptions, device: str, directory: Path) -> None:
-        """Read the data and start the engine; the first use waits until it answers. `close` ends it.
+    version: of these weights.
+    """
+
+    def __init__(self, options: PPOOptions, device: str, directory: Path, deployment: Deployment) -> None:
+        """Read the data and start the engines; the first use waits until they answer. `close` ends them.
+
+        deployment: which devices they take.
 
         Raises:
             UserError: a data set or the engine's options cannot be used.
@@ -42,16 +46,19 @@ class Generation:
             self.held_out = read("data.validation", validation_set(options.data))
         self._train = train
         self.seek(0)
-        self.server = SGLangServer(
-            options.model.path,
-            options.rollout,
-            dtype=options.model.dtype,
-            device=device,
-            seed=options.seed,
-            log_path=directory / "engine.log",
-        )
-        self._sampler = Sampler(self.server, tokenizer, options.rollout)
-        self._transport = FullWeightTransport(self.server)
+        self.engines = [
+            SGLangServer(
+                options.model.path,
+                options.rollout,
+                dtype=options.model.dtype,
+                device=device,
+                seed=options.seed + number,
+                log_path=directory / ("engine.log" if number == 0 else f"engine-{number}.log"),
+                devices=None if device == "cpu" else deployment.local_devices(number),
+            )
+            for number in range(options.rollout.engines)
+        ]
+        self._sampler = Sampler(self.engines, tokenizer, options.rollout)
 
     def seek(self, position: int) -> None:
         """Go on behind the first ``position`` training prompts, counted over all passes."""
@@ -72,14 +79,10 @@ class Generation:
         evaluation = self.options.evaluation
         return self._judged(self.held_out, evaluation.samples, evaluation.temperature)
 
-    def publish(self, policy: MegatronModel, version: int) -> None:
-        """Bring the policy's weights into the engine as ``version``."""
-        self._transport.send(policy.export(), version)
-        self.version = version
-
     def close(self) -> None:
-        """Stop the engine."""
-        self.server.close()
+        """Stop the engines."""
+        for engine in self.engines:
+            engine.close()
 
     def _judged(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Sample]:
         """Judged samples of the published weights.

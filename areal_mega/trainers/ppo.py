@@ -18,6 +18,7 @@ from areal_mega.data import PackedBatch, Sample
 from areal_mega.policy.gpt import Head
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
+from areal_mega.resharding.deployment import Deployment
 from areal_mega.runtime.distributed import Topology
 from areal_mega.telemetry.journal import Journal
 from areal_mega.telemetry.progress import ProgressDisplay
@@ -32,6 +33,7 @@ from areal_mega.trainers.experience import (
     share_of,
 )
 from areal_mega.trainers.generation import Generation
+from areal_mega.trainers.publishing import deployment_of, weight_sync
 from areal_mega.trainers.recovery import Recovery
 from areal_mega.trainers.report import Evaluation
 
@@ -46,6 +48,7 @@ class PPOTrainer:
         directory: Path,
         generation: Generation | None,
         recovery: Recovery,
+        deployment: Deployment,
     ) -> None:
         self.options, self.topology, self.directory = options, topology, directory
         self.generation, self.recovery = generation, recovery
@@ -61,6 +64,8 @@ class PPOTrainer:
         )
         self._build_models()
         self._build_losses()
+        engines = generation.engines if generation else ()
+        self.weight_sync = weight_sync(options, topology, deployment, self.policy.held_weights, engines, directory)
 
     def _build_models(self) -> None:
         o, a = self.options, self.options.algorithm
@@ -189,12 +194,11 @@ class PPOTrainer:
         return {k: sum(s[k] for s in collected) / len(collected) for k in collected[0]}
 
     def publish(self, version: int) -> None:
-        """The policy's weights go into the engine; the other ranks take part in gathering them."""
+        """The policy's weights go into the engines as ``version``; all ranks take part."""
+        self.policy.settle()
+        self.weight_sync.send(version)
         if self.generation:
-            self.generation.publish(self.policy, version)
-        else:
-            for _ in self.policy.export():
-                pass
+            self.generation.version = version
 
     def evaluate(self, step: int) -> Evaluation:
         """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy."""
@@ -262,7 +266,11 @@ def run(options: PPOOptions, topology: Topology, directory: Path) -> None:
     if options.algorithm.advantage == "gae":
         models["critic"] = options.critic.path or options.model.path
     recovery = Recovery(options, topology, directory, models)
-    device = topology.device.type
-    with closing(Generation(options, device, directory)) if topology.is_main else nullcontext() as generation:
+    deployment = deployment_of(options, topology)
+
+    def generate() -> Generation:
+        return Generation(options, topology.device.type, directory, deployment)
+
+    with closing(generate()) if topology.is_main else nullcontext() as generation:
         topology.barrier()  # reading the data may take long
-        PPOTrainer(options, topology, directory, generation, recovery).run(started)
+        PPOTrainer(options, topology, directory, generation, recovery, deployment).run(started)

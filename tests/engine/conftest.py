@@ -10,8 +10,8 @@ from models import VOCAB, save_tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from areal_mega.bench.full_gather import FullWeightTransport
 from areal_mega.config.options import RolloutOptions
-from areal_mega.resharding.transport import FullWeightTransport
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import SGLangServer
 
@@ -60,7 +60,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def sampler(server: SGLangServer, tokenizer: PreTrainedTokenizerFast, options: RolloutOptions) -> Sampler:
-    return Sampler(server, tokenizer, options)
+    return Sampler([server], tokenizer, options)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_failed_starts_say_why(model_folder, start_model, options, tmp_path):
 def test_the_sampler_reports_a_start_that_takes_too_long(model_folder, start_model, options, tokenizer, tmp_path):
     slow = start(model_folder, replace(options, start_timeout=0.5), tmp_path / "slow.log")
     with pytest.raises(UserError, match=r"rollout\.start_timeout=0\.5 seconds"):
-        Sampler(slow, tokenizer, options).generate(make_prompts([3]), samples=1, temperature=1.0)
+        Sampler([slow], tokenizer, options).generate(make_prompts([3]), samples=1, temperature=1.0)
 
 
 TRAINER = """

@@ -4,7 +4,7 @@ import pytest
 from engine.oracles import assert_greedy_for, assert_logprobs_are_those_of, make_prompts
 from models import tiny_model
 
-from areal_mega.resharding.transport import FullWeightTransport
+from areal_mega.bench.full_gather import FullWeightTransport
 from areal_mega.rollout.server import EngineError
 
 pytestmark = pytest.mark.engine

@@ -27,21 +27,22 @@ class Assembly:
         columns: Interval | None = None,
         *,
         padded_to: int | None = None,
+        width: int | None = None,
     ) -> None:
         """The part of a Hugging Face tensor of ``shape`` in these rows, and of a matrix in these columns (None: all).
 
-        padded_to: rows that it takes in the parameter, where these are more.
+        padded_to, width: rows and columns that it takes in the parameter, where these are more.
         """
         start, stop = rows
         across = [columns or (0, size) for size in shape[1:]]
-        width = tuple(right - left for left, right in across)
+        taken = tuple(right - left for left, right in across) if width is None else (width,)
         box = Box(tensor, (start, *(left for left, _ in across)), (stop, *(right for _, right in across)))
-        strides = (prod(width), 1)[: len(shape)]
+        strides = (prod(taken), 1)[: len(shape)]
         above = self._rows.get(parameter, 0)
-        if stop > start:
-            self._pieces.append(Piece(box, parameter, above * prod(width), strides))
+        if box.numel:
+            self._pieces.append(Piece(box, parameter, above * prod(taken), strides))
         self._rows[parameter] = above + (stop - start if padded_to is None else padded_to)
-        self._widths[parameter] = width
+        self._widths[parameter] = taken
 
     def stack(self, parameter: str, count: int) -> None:
         """Give the parameter a first dimension of ``count``, over which its rows are divided."""

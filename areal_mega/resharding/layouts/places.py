@@ -84,13 +84,14 @@ class SGLangPlace:
     """An SGLang rank's place in its engine. The ``tp`` ranks divide the routed experts over ``ep`` groups.
 
     fused_shared_experts: the engine keeps DeepSeek's shared expert among the routed ones (its default on some GPUs;
-    ``disable_shared_experts_fusion`` turns it off).
+    ``disable_shared_experts_fusion`` turns it off). cpu: the engine runs on CPUs, where SGLang pads some sizes.
     """
 
     tp: int = 1
     tp_rank: int = 0
     ep: int = 1
     fused_shared_experts: bool = False
+    cpu: bool = False
 
     @property
     def etp(self) -> int:
@@ -106,13 +107,15 @@ class SGLangPlace:
 
     def check(self, model: Model) -> None:
         """Raises a UserError if the layout does not divide the model: which number, and which choices would work."""
-        divided = {"num_attention_heads": model.heads, **_dense(model)}
+        divided = {"num_attention_heads": model.heads}
+        if not self.cpu:
+            divided |= _dense(model)
         if "shared_ffn" in model.sizes and not self.fused_shared_experts:
             divided["shared experts' intermediate_size"] = model.sizes["shared_ffn"]
         _check_tp(self.tp, divided, model, cuts_groups=False)
         _divides("ep", self.ep, {"tp": self.tp})
         _check_experts(model, self.ep)
-        if model.experts:
+        if model.experts and not self.cpu:
             _divides("tp / ep", self.etp, {"experts' intermediate_size": model.sizes["expert_ffn"]})
 
 
@@ -198,6 +201,7 @@ class SGLangGrid:
     ep: int = 1
     count: int = 1
     fused_shared_experts: bool = False
+    cpu: bool = False
 
     @property
     def world(self) -> int:
@@ -205,7 +209,7 @@ class SGLangGrid:
 
     def places(self) -> list[SGLangPlace]:
         """Of each rank."""
-        engine = [SGLangPlace(self.tp, rank, self.ep, self.fused_shared_experts) for rank in range(self.tp)]
+        engine = [SGLangPlace(self.tp, rank, self.ep, self.fused_shared_experts, self.cpu) for rank in range(self.tp)]
         return engine * self.count
 
     def layouts(self, layout_at: Callable[[SGLangPlace], Layout]) -> list[Layout]:

@@ -12,13 +12,14 @@ from typing import Any
 
 from areal_mega.config.errors import UserError
 from areal_mega.resharding.coordinates import Layout
-from areal_mega.resharding.layouts.assembly import Assembly, Interval, share
+from areal_mega.resharding.layouts.assembly import Assembly, share
 from areal_mega.resharding.layouts.families import SHARED_EXPERTS
 from areal_mega.resharding.layouts.model import Model
 from areal_mega.resharding.layouts.places import SGLangPlace
 from areal_mega.resharding.layouts.table import EMBEDDING, FINAL_NORM, OUTPUT, Row, Split, hf_name
 
 VOCABULARY_UNIT = 64
+CPU_UNIT = 32  # of each rank's part of an intermediate size, where the engine runs on CPUs
 
 
 def sglang_layout(hf: Any, place: SGLangPlace) -> Layout:
@@ -57,6 +58,23 @@ def _check_served(hf: Any, model: Model, place: SGLangPlace) -> None:
         if wrong:
             fused = " with fused_shared_experts" if place.fused_shared_experts else ""
             raise UserError(f"SGLang serves a {hf.model_type} model{fused} only if it {expected}")
+    if place.cpu:
+        _check_cpu(model, place)
+
+
+def _check_cpu(model: Model, place: SGLangPlace) -> None:
+    """SGLang pads these as well, in ways that are not described here."""
+    if model.uses(Split.HEADS) and (model.groups % place.tp or model.heads % place.tp):
+        raise UserError(
+            f"tp={place.tp} on CPUs must divide the model's num_key_value_heads={model.groups} and "
+            f"num_attention_heads={model.heads}: SGLang would pad the model"
+        )
+    shared = model.sizes.get("shared_ffn")
+    if shared and model.sizes["expert_ffn"] % (CPU_UNIT * place.tp):
+        raise UserError(
+            f"tp={place.tp} on CPUs: {CPU_UNIT * place.tp} must divide the model's "
+            f"moe_intermediate_size={model.sizes['expert_ffn']}: SGLang would pad the shared experts"
+        )
 
 
 def _add_vocabulary(assembly: Assembly, row: Row, model: Model, place: SGLangPlace) -> None:
@@ -77,9 +95,7 @@ def _add_layer(assembly: Assembly, model: Model, layer: int, place: SGLangPlace)
             continue
         for row in rows:
             if not (place.fused_shared_experts and row in SHARED_EXPERTS):
-                shape = model.shape(row)
-                parts = _parts(row.split, shape, model, place)
-                assembly.add(_name(row, layer), hf_name(row, layer), shape, *parts)
+                _add(assembly, _name(row, layer), hf_name(row, layer), row, model, place)
 
 
 def _add_experts(assembly: Assembly, model: Model, rows: Sequence[Row], layer: int, place: SGLangPlace) -> None:
@@ -90,22 +106,46 @@ def _add_experts(assembly: Assembly, model: Model, rows: Sequence[Row], layer: i
         tensors.append([(row, hf_name(shared, layer)) for row, shared in zip(rows, SHARED_EXPERTS, strict=True)])
     for expert in tensors:
         for row, tensor in expert:
-            shape = model.shape(row)
-            part = share(shape[row.split is Split.INPUT], place.etp, place.etp_rank)
-            parts = ((0, shape[0]), part) if row.split is Split.INPUT else (part, None)
-            assembly.add(_name(row, layer), tensor, shape, *parts)
+            _add_part(assembly, _name(row, layer), tensor, row, model, (place.etp, place.etp_rank), place)
     for row in rows:
         assembly.stack(_name(row, layer), len(tensors))
 
 
-def _parts(split: Split, shape: tuple[int, ...], model: Model, place: SGLangPlace) -> tuple[Interval, Interval | None]:
-    """Rows and columns of a tensor that are on this rank."""
-    if split is Split.HEADS and shape[0] < place.tp * model.head_dim:  # each head on several ranks that follow
+def _add(assembly: Assembly, parameter: str, tensor: str, row: Row, model: Model, place: SGLangPlace) -> None:
+    """A tensor of a layer's dense part."""
+    shape = model.shape(row)
+    if row.split is Split.HEADS and shape[0] < place.tp * model.head_dim:  # each head on several ranks that follow
         heads = shape[0] // model.head_dim
-        return share(shape[0], heads, place.tp_rank * heads // place.tp), None
-    if split in (Split.OUTPUT, Split.HEADS):
-        return share(shape[0], place.tp, place.tp_rank), None
-    return (0, shape[0]), share(shape[1], place.tp, place.tp_rank) if split is Split.INPUT else None
+        assembly.add(parameter, tensor, shape, share(shape[0], heads, place.tp_rank * heads // place.tp))
+    elif row.split in (Split.OUTPUT, Split.HEADS, Split.INPUT):
+        _add_part(assembly, parameter, tensor, row, model, (place.tp, place.tp_rank), place)
+    else:
+        assembly.add(parameter, tensor, shape, (0, shape[0]))
+
+
+def _add_part(
+    assembly: Assembly,
+    parameter: str,
+    tensor: str,
+    row: Row,
+    model: Model,
+    part: tuple[int, int],
+    place: SGLangPlace,
+) -> None:
+    """One of so many equal parts, (how many, which), of a tensor's output or input features.
+
+    On CPUs SGLang pads intermediate sizes to a multiple of 32 tp; the padding is at the end of the last parts.
+    """
+    shape, columns = model.shape(row), row.split is Split.INPUT
+    size, (parts, number) = shape[columns], part
+    padded = place.cpu and "ffn" in row.shape
+    unit = CPU_UNIT * place.tp if padded else parts
+    each = -(-size // unit) * unit // parts
+    mine = min(each * number, size), min(each * (number + 1), size)
+    if columns:
+        assembly.add(parameter, tensor, shape, (0, shape[0]), mine, width=each)
+    else:
+        assembly.add(parameter, tensor, shape, mine, padded_to=each)
 
 
 def _name(row: Row, layer: int) -> str:

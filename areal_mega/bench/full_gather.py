@@ -1,44 +1,25 @@
-"""Moves whole Hugging Face tensors from this process into a running SGLang engine.
+"""What planned updates are measured against: whole Hugging Face tensors from one process into a running engine.
 
 The tensors are laid end to end in one buffer of shared memory, which is made once and used again each time.
-Over HTTP go only names, shapes and offsets.
+Over HTTP go only names, shapes and offsets. SGLang's own `load_weights` takes them apart.
 """
 
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from areal_mega.config.dtypes import DTYPES
-from areal_mega.config.errors import UserError
-from areal_mega.config.options import RolloutOptions
+from areal_mega.resharding.shared_memory import shared_bytes
+from areal_mega.rollout.server import SGLangServer
 
 NamedTensors = list[tuple[str, Tensor]]
 
 ALIGNMENT = 64
-SHARED_MEMORY = "/dev/shm"
-
-
-class Engine(Protocol):
-    """What the transport needs of a running engine."""
-
-    dtype: str
-    options: RolloutOptions
-
-    def order(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """POST to an administrative endpoint; raises RuntimeError when the engine refuses."""
-
-    def weight_version(self) -> int:
-        """The version of the weights it generates with."""
-
-    def mark_failed(self, reason: str) -> None:
-        """Refuse all further use."""
 
 
 class FullWeightTransport:
@@ -47,7 +28,7 @@ class FullWeightTransport:
     buffer_bytes: largest chunk sent at once, thus the shared memory held; a larger tensor is sent alone.
     """
 
-    def __init__(self, engine: Engine, buffer_bytes: int = 1 << 30) -> None:
+    def __init__(self, engine: SGLangServer, buffer_bytes: int = 1 << 30) -> None:
         self._engine = engine
         self._dtype = DTYPES[engine.dtype]
         self._buffer_bytes = buffer_bytes
@@ -115,21 +96,8 @@ class FullWeightTransport:
     def _buffer_of(self, size: int) -> Tensor:
         if self._buffer is None or self._buffer.numel() < size:
             self._buffer = None
-            self._buffer = _shared_bytes(size)
+            self._buffer = shared_bytes(size, torch.device("cpu"))
         return self._buffer
-
-
-def _shared_bytes(size: int) -> Tensor:
-    """``[size]`` uint8 in a named shared-memory file, which any process of this machine can map."""
-    status = os.statvfs(SHARED_MEMORY)
-    free = status.f_bavail * status.f_frsize
-    if size > free:
-        raise UserError(
-            f"Sending the weights takes {size >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
-            f"{free >> 20} MiB left. Give the container more (docker run --shm-size)."
-        )
-    storage = torch.UntypedStorage._new_using_filename_cpu(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _pickle_shared(tensors: NamedTensors) -> bytes:

@@ -1,0 +1,74 @@
+"""What a weight update did and what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE_NAME = "weight_sync.jsonl"
+
+
+@dataclass
+class Spent:
+    """A training rank's part in one update: seconds, and bytes that left its device. load: of the engine ranks that it
+    is responsible for, the longest."""
+
+    pack: float = 0.0
+    send: float = 0.0
+    load: float = 0.0
+    bytes_moved: int = 0
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One update of all engines.
+
+    bytes_moved: between devices, counted while sending. lower_bound: what the engines' devices did not hold. seconds:
+    of the whole. seconds_pack, seconds_send: of the training rank that took longest (``worst_rank`` is the one that
+    took longest for both). seconds_load: of the engine rank that took longest to write its parameters. verified:
+    whether checksums of all tensors were compared and equal.
+    """
+
+    version: int
+    transport: str
+    bytes_moved: int
+    lower_bound: int
+    seconds: float
+    seconds_pack: float
+    seconds_send: float
+    seconds_load: float
+    worst_rank: int
+    verified: bool
+
+    @classmethod
+    def of(
+        cls,
+        version: int,
+        transport: str,
+        parts: Sequence[Spent],
+        lower_bound: int,
+        seconds: float,
+        *,
+        verified: bool,
+    ) -> SyncReport:
+        """From what each training rank spent."""
+        work = [part.pack + part.send for part in parts]
+        return cls(
+            version,
+            transport,
+            bytes_moved=sum(part.bytes_moved for part in parts),
+            lower_bound=lower_bound,
+            seconds=seconds,
+            seconds_pack=max(part.pack for part in parts),
+            seconds_send=max(part.send for part in parts),
+            seconds_load=max(part.load for part in parts),
+            worst_rank=work.index(max(work)),
+            verified=verified,
+        )
+
+    def append_to(self, directory: Path) -> None:
+        """Add a line to the run directory's weight_sync.jsonl."""
+        with (directory / FILE_NAME).open("a") as file:
+            file.write(json.dumps(asdict(self)) + "\n")

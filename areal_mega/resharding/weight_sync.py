@@ -1,0 +1,172 @@
+"""All engines get the policy's new weights: the same few steps for every transport."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from areal_mega.config.options import ReshardingOptions
+from areal_mega.resharding.checksums import wrapped
+from areal_mega.resharding.deployment import Deployment
+from areal_mega.resharding.engine_update import Engine, EngineUpdate, EngineUpdates, Order
+from areal_mega.resharding.report import Spent, SyncReport
+from areal_mega.runtime.distributed import Topology
+
+LOGGER = logging.getLogger(__name__)
+
+Sums = dict[tuple[int, str], int]  # checksum by engine rank and Hugging Face tensor
+
+
+class WeightSyncError(RuntimeError):
+    """An engine could not be given new weights."""
+
+
+class Transport(Protocol):
+    """How bytes get from the training ranks to the engines' workers. Every training rank has one."""
+
+    name: str
+    plan_id: str
+    chunks: range
+    lower_bound_bytes: int
+
+    def connect_orders(self) -> dict[int, Order]:
+        """For workers that this rank is responsible for: how they take part. Good for one connection."""
+
+    def load_order(self, chunk: int) -> Order:
+        """For all workers: take a chunk."""
+
+    def fill(self, chunk: int, spent: Spent) -> None:
+        """This rank's part of a chunk, on its way."""
+
+    def expected_checksums(self) -> Sums:
+        """What this rank adds to the checksum of each tensor."""
+
+    def read_mail(self) -> tuple[float, Sums]:
+        """Of the workers that this rank is responsible for: the longest time of loading, in seconds, and what the last
+        check found."""
+
+
+class WeightSync:
+    """Every training rank has one and calls `send` at the same time.
+
+    engines: on the main rank; the others have none. directory: where the reports are written; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        deployment: Deployment,
+        transport: Transport,
+        options: ReshardingOptions,
+        engines: Sequence[Engine] = (),
+        directory: Path | None = None,
+    ) -> None:
+        self._topology, self._deployment, self._transport = topology, deployment, transport
+        self._options, self._engines, self._directory = options, engines, directory
+        self._connected: dict[int, int] = {}  # number of an engine → its start that was connected
+        self._verified = False
+
+    def send(self, version: int) -> SyncReport:
+        """Afterwards every engine generates with, and reports, ``version``.
+
+        An engine that dies meanwhile is started again and gets the weights, ``resharding.restarts`` times in a row.
+
+        Raises:
+            WeightSyncError: an engine refuses or died too often, or got other weights than were sent. It is marked as
+                failed then, unless it still has, and serves, its old weights.
+        """
+        lost = self._topology.broadcast(list(range(len(self._engines))))
+        for left in reversed(range(self._options.restarts + 1)):
+            report, failures = self._send(version, lost)
+            if not failures:
+                return report
+            lost = sorted(failures)
+            if left and self._engines:
+                for number in lost:
+                    LOGGER.warning(
+                        "engine %d failed in update %d and is started again: %s", number, version, failures[number]
+                    )
+                    self._engines[number].restart()
+        raise WeightSyncError("; ".join(f"engine {number}: {failures[number]}" for number in lost))
+
+    def _send(self, version: int, numbers: Sequence[int]) -> tuple[SyncReport, dict[int, str]]:
+        """One attempt for some of the engines. Every rank gets the report and the failures, by engine."""
+        started = time.perf_counter()
+        verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
+        spent = Spent()
+        with EngineUpdates({n: self._engines[n] for n in numbers if self._engines}, version) as updates:
+            updates.run(lambda _, update: update.begin())
+            self._connect(numbers, updates)
+            for chunk in self._transport.chunks:
+                self._transport.fill(chunk, spent)
+                # All have filled it, and the engines have taken the chunk before, whose half is filled next.
+                updates.wait()
+                self._topology.barrier()
+                orders = self._to_all(self._transport.load_order(chunk))
+                last = chunk == self._transport.chunks[-1]
+                updates.start(partial(_load, orders, last))
+            updates.wait()
+            if verify:
+                check = self._to_all({"order": "check", "plan": self._transport.plan_id})
+                updates.run(lambda _, update: update.tell(check, writes=False))
+            self._topology.barrier()  # the workers have written their mail
+            spent.load, found = self._transport.read_mail()
+            if verify:
+                self._compare(found, updates)
+            updates.run(lambda _, update: update.commit())
+            failures = self._topology.broadcast(updates.failures)
+        self._verified |= verify and not failures
+        seconds = time.perf_counter() - started
+        report = SyncReport.of(
+            version,
+            self._transport.name,
+            self._topology.gather(spent),
+            self._transport.lower_bound_bytes,
+            seconds,
+            verified=verify and not failures,
+        )
+        if self._directory and self._topology.is_main and not failures:
+            report.append_to(self._directory)
+        return report, failures
+
+    def _to_all(self, order: Order) -> list[Order]:
+        return [order] * self._deployment.engines.tp
+
+    def _connect(self, numbers: Sequence[int], updates: EngineUpdates) -> None:
+        """Engines that were started since the last update learn of the plan."""
+        new = [n for n in numbers if self._engines and self._connected.get(n) != self._engines[n].starts]
+        if not (new := self._topology.broadcast(new)):
+            return
+        orders = {
+            rank: order
+            for there in self._topology.gather(self._transport.connect_orders())
+            for rank, order in there.items()
+        }
+        of = {number: [orders[rank] for rank in self._deployment.ranks_of(number)] for number in new}
+        updates.run(lambda number, update: update.tell(of[number], writes=False) if number in of else None)
+        self._connected |= {n: self._engines[n].starts for n in new if self._engines}
+
+    def _compare(self, found: Sums, updates: EngineUpdates) -> None:
+        """Engines whose checksums are not those of what was sent have failed."""
+        sent: Sums = {}
+        there: Sums = {}
+        for expected, reported in self._topology.gather((self._transport.expected_checksums(), found)):
+            there |= reported
+            for key, part in expected.items():
+                sent[key] = wrapped(sent.get(key, 0) + part)
+        for number in updates.alive:
+            ranks = self._deployment.ranks_of(number)
+            wrong = sorted(
+                key for key in sent.keys() | there.keys() if key[0] in ranks and sent.get(key) != there.get(key)
+            )
+            if wrong:
+                names = ", ".join(f"{name} (rank {rank - ranks.start})" for rank, name in wrong[:5])
+                updates.fail(number, f"{len(wrong)} tensors are not what was sent, among them {names}")
+
+
+def _load(orders: Sequence[Order], last: bool, _: int, update: EngineUpdate) -> None:
+    update.tell(orders, writes=True, last=last)

@@ -1,0 +1,50 @@
+"""How a run's new weights get into its engines: from options to `WeightSync`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from areal_mega.config.options import PPOOptions
+from areal_mega.policy.hf_weights import place
+from areal_mega.policy.spec import read_config
+from areal_mega.resharding.colocated import ColocatedTransport
+from areal_mega.resharding.deployment import Deployment, deploy
+from areal_mega.resharding.engine_update import Engine
+from areal_mega.resharding.layouts import SGLangGrid
+from areal_mega.resharding.weight_sync import WeightSync
+from areal_mega.runtime.distributed import Topology
+
+
+def deployment_of(options: PPOOptions, topology: Topology) -> Deployment:
+    """Where the run's weights are and go; every rank calls it.
+
+    Raises:
+        UserError: the engines' layout does not divide the model or the machines.
+    """
+    rollout = options.rollout
+    cpu = topology.device.type == "cpu"
+    engines = SGLangGrid(tp=rollout.tensor, ep=rollout.expert, count=rollout.engines, cpu=cpu)
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    places = topology.gather(place(topology))
+    return deploy(read_config(options.model.path), places, engines, colocated=True, per_node=per_node)
+
+
+def weight_sync(
+    options: PPOOptions,
+    topology: Topology,
+    deployment: Deployment,
+    weights: Mapping[str, Tensor],
+    engines: Sequence[Engine],
+    directory: Path,
+) -> WeightSync:
+    """The run's way of new weights into the engines; every rank calls it.
+
+    weights: this rank's, by Megatron name. engines: on the main rank.
+    """
+    o = options.resharding
+    transport = ColocatedTransport(topology, deployment, weights, o.buffer_mb << 20)
+    return WeightSync(topology, deployment, transport, o, engines, directory)

@@ -1,0 +1,130 @@
+"""Started by torchrun: a real Megatron model gives its weights to real SGLang engines, in several layouts.
+
+For each case the engines start with other weights, get the trainers' through the transport, and are asked for SGLang's
+own checksums; then SGLang loads the same model from its folder, in its own way, and is asked again. `test_weight_sync`
+compares. The main rank writes ``OUT``: what was found, by case.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from areal_mega.config.options import ParallelOptions, PolicyOptions, ReshardingOptions, RolloutOptions, RuntimeOptions
+from areal_mega.resharding.colocated import ColocatedTransport
+from areal_mega.resharding.deployment import deploy
+from areal_mega.resharding.layouts import SGLangGrid
+from areal_mega.resharding.weight_sync import WeightSync
+from areal_mega.rollout.server import HTTP, SGLangServer
+from areal_mega.runtime import distributed
+
+PROMPT = [5, 17, 40, 3, 99]
+LONG = 400  # tokens of requests that are under way during an update
+
+
+def main(job: dict[str, Any]) -> None:
+    """job: start (folder the engines start from), engines (tp, ep, count), cases, out."""
+    first = ParallelOptions(**job["cases"][0]["parallel"])
+    topology = distributed.initialize(RuntimeOptions(device="cpu"), first, seed=1)
+    grid = SGLangGrid(**job["engines"], cpu=True)
+    found = {}
+    with ExitStack() as stack:
+        engines = [stack.enter_context(server(job, number)) for number in range(grid.count)] if topology.is_main else []
+        topology.barrier()
+        for version, case in enumerate(job["cases"], start=1):
+            topology = distributed.split(ParallelOptions(**case["parallel"]), torch.device("cpu"), 1, 600)
+            found[case["name"]] = sync(topology, grid, engines, case | {"dtype": job["dtype"]}, version)
+        if topology.is_main:
+            Path(job["out"]).write_text(json.dumps(found))
+        topology.barrier()
+    distributed.shutdown()
+
+
+def server(job: dict[str, Any], number: int) -> SGLangServer:
+    grid = SGLangGrid(**job["engines"])
+    options = RolloutOptions(
+        prompts_per_step=4,
+        max_prompt_tokens=24,
+        max_new_tokens=LONG,
+        engines=grid.count,
+        tensor=grid.tp,
+        expert=grid.ep,
+        start_timeout=400,
+    )
+    log = Path(job["out"]).with_suffix(f".engine-{number}.log")
+    return SGLangServer(job["start"], options, dtype=job["dtype"], device="cpu", seed=1, log_path=log)
+
+
+def sync(topology, grid, engines, case, version) -> dict[str, Any]:
+    from areal_mega.policy.model import MegatronModel
+
+    options = PolicyOptions(parallel=topology.parallel)
+    model = MegatronModel(
+        topology, case["folder"], options, dtype=case["dtype"], optimizer=None, head="logprob", seed=1
+    )
+    places = topology.gather(model.place)
+    deployment = deploy(model.hf, places, grid, colocated=True, per_node=topology.world)
+    transport = ColocatedTransport(
+        topology, deployment, model.held_weights, case.get("buffer_bytes", 1 << 30), case.get("hosts")
+    )
+    weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
+    before = [checksums(engine) for engine in engines]
+    report = weight_sync.send(version)
+    with ThreadPoolExecutor() as threads:  # through the connection that there is, and while requests run
+        running = [threads.submit(answer, engine, LONG) for engine in engines for _ in range(4)]
+        time.sleep(0.5)
+        again = weight_sync.send(version + 100)
+        under_way = [request.result() for request in running]
+    result = {
+        "report": asdict(report),
+        "again": asdict(again),
+        "chunks": len(transport.chunks),
+        "before": before,
+        "sent": [checksums(engine) for engine in engines],
+        "under_way": under_way,
+        "answers": [answer(engine) for engine in engines],
+    }
+    for engine in engines:
+        # The prefix cache was filled by the same weights; flushing it is refused while a request is being tidied up.
+        how = {"model_path": case["folder"], "weight_version": str(version), "flush_cache": False}
+        engine.order("/update_weights_from_disk", how)
+    return result | {"loaded": [checksums(engine) for engine in engines]}
+
+
+def checksums(engine: SGLangServer) -> list[dict[str, str]]:
+    """SGLang's own, of the parameters of each rank."""
+    answer = engine.order("/weights_checker", {"action": "checksum"})
+    return sorted((rank["checksums"] for rank in answer["ranks"]), key=json.dumps)
+
+
+def answer(engine: SGLangServer, length: int = 8) -> dict[str, Any]:
+    body = {
+        "input_ids": PROMPT,
+        "sampling_params": {"max_new_tokens": length, "temperature": 0, "ignore_eos": True},
+        "return_logprob": True,
+    }
+    request = urllib.request.Request(
+        f"{engine.url}/generate",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {engine.api_key}", "Content-Type": "application/json"},
+    )
+    with HTTP.open(request, timeout=60) as response:
+        said = json.load(response)
+    logprobs = [logprob for logprob, _, _ in said["meta_info"]["output_token_logprobs"]]
+    spans = [(span["version"], span["end"] - span["start"]) for span in said["meta_info"]["weight_versions"]]
+    return {"tokens": said["output_ids"], "logprobs": logprobs, "versions": spans}
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
