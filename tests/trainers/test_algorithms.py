@@ -3,14 +3,14 @@
 For one rank and one micro-batch, and for two ranks with one sequence in each micro-batch: the result is the same.
 """
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import by_definition
 import pytest
 import torch
 from by_definition import LONGEST, responses
 from omegaconf import OmegaConf
+from ranks import on_ranks
 
 from areal_mega.algorithms.losses import ValueLoss
 from areal_mega.config.command_line import algorithms, compose_config
@@ -31,24 +31,6 @@ LAYOUTS = {"one-rank": (1, None), "two-ranks-one-sequence-each": (2, 1)}
 def options_of(name, *more):
     config = compose_config("ppo", [f"+algorithm={name}", f"rollout.max_new_tokens={LONGEST}", *more])
     return OmegaConf.to_object(config.algorithm)
-
-
-class Ranks:
-    """As many threads as ranks, each with an ``all_reduce`` that adds up what all of them bring."""
-
-    def __init__(self, count):
-        self.count, self.barrier, self.brought = count, threading.Barrier(count), [None] * count
-
-    def run(self, function):
-        with ThreadPoolExecutor(self.count) as pool:
-            return list(pool.map(lambda rank: function(rank, lambda x: self.sum(rank, x)), range(self.count)))
-
-    def sum(self, rank, x):
-        self.brought[rank] = x
-        self.barrier.wait(30)
-        total = sum(self.brought[1:], self.brought[0])
-        self.barrier.wait(30)
-        return total
 
 
 def samples_of(data):
@@ -87,7 +69,6 @@ def gradient(x):
 
 def run(options, data, ranks, micro):
     """Loss and gradients in log-probs and entropy by token id, and the critic's loss, over all ranks."""
-    group = Ranks(ranks)
 
     def one(rank, all_reduce):
         batch = with_rewards(pack_samples(samples_of(data)), options, LONGEST)
@@ -95,7 +76,7 @@ def run(options, data, ranks, micro):
         columns = {f"{n}_logprobs": column(data, n)[share.batch.tokens] for n in ("proximal", "reference")}
         share = share.with_fields(**columns, values=column(data, "values")[share.batch.tokens])
         adaptive = adaptive_of(options)
-        share = share.__class__(with_advantages(share.batch, options, adaptive, all_reduce), share.sizes, share.counts)
+        share = replace(share, batch=with_advantages(share.batch, options, adaptive, all_reduce))
         whole = share.mini_batch(0, options.aggregation, options.aggregation_length)
         loss_of = policy_loss_of(options, adaptive.kl.coef)
         now, entropy = (column(data, name).requires_grad_() for name in ("now", "entropy"))
@@ -112,7 +93,7 @@ def run(options, data, ranks, micro):
         loss.backward()
         return loss.detach(), gradient(now), gradient(entropy), value_loss, statistics
 
-    results = group.run(one)
+    results = on_ranks(one, ranks)
     return [sum(x[1:], x[0]) for x in list(zip(*results, strict=True))[:4]], [r[4] for r in results]
 
 
