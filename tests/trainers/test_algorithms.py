@@ -3,7 +3,9 @@
 For one rank and one micro-batch, and for two ranks with one sequence in each micro-batch: the result is the same.
 """
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import by_definition
 import pytest
@@ -25,6 +27,8 @@ from areal_mega.trainers.experience import (
 )
 
 PROMPT = 2
+INPUTS = ("now", "entropy")
+TRL = json.loads((Path(__file__).parents[1] / "trl_losses.json").read_text())
 LAYOUTS = {"one-rank": (1, None), "two-ranks-one-sequence-each": (2, 1)}
 
 
@@ -79,7 +83,7 @@ def run(options, data, ranks, micro):
         share = replace(share, batch=with_advantages(share.batch, options, adaptive, all_reduce))
         whole = share.mini_batch(0, options.aggregation, options.aggregation_length)
         loss_of = policy_loss_of(options, adaptive.kl.coef)
-        now, entropy = (column(data, name).requires_grad_() for name in ("now", "entropy"))
+        now, entropy = (column(data, name).requires_grad_() for name in INPUTS)
         loss, value_loss, statistics = torch.zeros(()), torch.zeros(()), {}
         step = micro or whole.num_sequences
         for i in range(0, whole.num_sequences, step):
@@ -98,16 +102,20 @@ def run(options, data, ranks, micro):
 
 
 def compare(options, data, expected, layout):
-    (loss, *gradients, _), _ = run(options, data, *LAYOUTS[layout])
+    """Loss and gradients with those that autograd finds for ``expected``."""
     expected.backward()
+    compare_numbers(options, data, expected.item(), *([gradient(getattr(r, n)) for r in data] for n in INPUTS), layout)
+
+
+def compare_numbers(options, data, expected, now, entropy, layout):
+    (loss, *gradients, _), _ = run(options, data, *LAYOUTS[layout])
     size = 0.0
-    for name, got in zip(("now", "entropy"), gradients, strict=True):
-        rows = [gradient(getattr(r, name)) for r in data]
+    for rows, got in zip((now, entropy), gradients, strict=True):
         wanted = torch.cat([x for row in rows for x in (row.new_zeros(PROMPT), row)])
         torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=1e-6 * wanted.abs().max().item())
         size += wanted.abs().sum().item()
     # Terms of either sign cancel in the loss: their rounding stays.
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6 * size)
+    assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6 * size)
 
 
 def test_every_preset_has_a_definition():
@@ -120,6 +128,28 @@ def test_loss_and_gradient_are_those_of_the_paper(name, layout):
     # MIS asks for the product of all ratios of a response: with much noise none would be left.
     data = responses(seed=1, stale={"mis": 0.1}.get(name, 0.3))
     compare(options_of(name), data, by_definition.ALGORITHMS[name](data), layout)
+
+
+KL = ["algorithm.use_reference=true", "algorithm.kl_coef=0.1"]
+# What TRL calls dapo has no penalty of long responses; its own dual clip is called delta.
+AS_IN_TRL = {
+    "dapo": ["dapo", "algorithm.overlong_buffer=null", "algorithm.dual_clip=null"],
+    "dual-clip": ["grpo", "algorithm.dual_clip=1.3"],
+    "tis": ["[grpo,tis]", "algorithm.behavior_high=1.1", "algorithm.aggregation=token-mean"],
+    "kl": ["grpo", *KL],
+    "kl-unbiased": ["grpo", *KL, "algorithm.kl_unbiased=true"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", TRL["cases"])
+def test_loss_and_gradient_are_those_of_trl(case, layout):
+    """Recorded from TRL itself, see record_trl.py."""
+    data = responses(TRL["seed"], TRL["groups"], TRL["size"])
+    recorded = TRL["cases"][case]
+    rows = torch.tensor(recorded["gradient"], dtype=torch.float64).split([len(r) for r in data])
+    none = [torch.zeros_like(row) for row in rows]
+    compare_numbers(options_of(*AS_IN_TRL.get(case, [case])), data, recorded["loss"], rows, none, layout)
 
 
 def with_kl(data, coefficient, estimator, unbiased=False):
@@ -138,17 +168,14 @@ def with_kl(data, coefficient, estimator, unbiased=False):
 )
 def test_kl_in_the_loss(estimator, unbiased, layout):
     data = responses(seed=2)
-    options = options_of(
-        "grpo", "algorithm.use_reference=true", "algorithm.kl_coef=0.1", f"algorithm.kl_estimator={estimator}",
-        f"algorithm.kl_unbiased={unbiased}",
-    )  # fmt: skip
+    options = options_of("grpo", *KL, f"algorithm.kl_estimator={estimator}", f"algorithm.kl_unbiased={unbiased}")
     compare(options, data, with_kl(data, 0.1, estimator, unbiased), layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_kl_in_the_reward(layout):
     data = responses(seed=3)
-    options = options_of("reinforce-plus-plus", "algorithm.use_reference=true", "algorithm.kl_coef=0.1")
+    options = options_of("reinforce-plus-plus", *KL)
     compare(options, data, by_definition.reinforce_plus_plus(data, kl_coef=0.1), layout)
 
 
