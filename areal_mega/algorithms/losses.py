@@ -193,7 +193,7 @@ def loss_weights(batch: PackedBatch, aggregation: str, length: int | None = None
 
 def nll_weights(batch: PackedBatch) -> Tensor:
     """``[N]`` 1 / tokens of all right responses of the mini-batch, on their tokens (VAPO; Yue et al., 2025,
-    arXiv:2504.05118, eq. 11); 0 elsewhere.
+    arXiv:2504.05118); 0 elsewhere.
 
     batch: ``loss_mask [N]``, ``correct [B]``, the count ``correct_tokens``.
     """

@@ -12,7 +12,7 @@ def algorithm_problems(options: PPOOptions) -> Iterator[str]:
     a = options.algorithm
     yield from _advantages(options)
     yield from _critic(options) if a.has_critic else _no_critic(options)
-    yield from _kl(a)
+    yield from _kl(options)
     yield from _objective(a)
     yield from _behavior(a)
     yield from _lengths(options)
@@ -67,7 +67,8 @@ def _no_critic(options: PPOOptions) -> Iterator[str]:
         yield f"algorithm.{name} is set, but {without}; leave it out, or use algorithm.advantage=gae."
 
 
-def _kl(a: AlgorithmOptions) -> Iterator[str]:
+def _kl(options: PPOOptions) -> Iterator[str]:
+    a, samples = options.algorithm, options.samples_per_step
     if a.kl_coef > 0 and not a.use_reference:
         yield (
             f"algorithm.kl_coef={a.kl_coef} needs a reference model; set algorithm.use_reference=true, "
@@ -87,6 +88,11 @@ def _kl(a: AlgorithmOptions) -> Iterator[str]:
         yield (
             f"algorithm.kl_target={a.kl_target} multiplies algorithm.kl_coef, which is 0 and would stay 0; set kl_coef "
             "above 0, the value to start from."
+        )
+    if a.kl_target is not None and a.kl_horizon < samples:
+        yield (
+            f"algorithm.kl_horizon={a.kl_horizon} is less than the {samples} samples of one step, in which kl_coef "
+            "would change by more than a fifth; raise it."
         )
 
 

@@ -106,6 +106,7 @@ def test_every_algorithm_passes_on_the_quickstart(model, name):
         (["+algorithm=gspo", "algorithm.m2_threshold=0.04"], "algorithm.m2_threshold=0.04", "algorithm.ratio=token"),
         (["algorithm.kl_unbiased=true"], "algorithm.kl_unbiased=true", "algorithm.kl_coef above 0"),
         ([*KL, "algorithm.kl_unbiased=true", IN_REWARD], "algorithm.kl_unbiased=true", "algorithm.kl_in=loss"),
+        ([*KL, "algorithm.kl_target=6", "algorithm.kl_horizon=511"], "kl_horizon=511", "512 samples of one step"),
         (["algorithm.kl_target=6"], "algorithm.kl_target=6.0", "set kl_coef above 0"),
         (["algorithm.aggregation=constant"], "algorithm.aggregation_length=None", "${rollout.max_new_tokens}"),
         (["algorithm.aggregation_length=9"], "algorithm.aggregation_length=9", "set both"),
