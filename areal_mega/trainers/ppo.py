@@ -168,7 +168,7 @@ class PPOTrainer:
             share = share.with_fields(values=self.critic.forward(share.batch)["values"])
         share = replace(share, batch=with_advantages(share.batch, a, self.adaptive, t.sum_over_dp))
         metrics = self._score_metrics(share)
-        if self.reference:
+        if self.reference and step > self.options.critic.warmup_steps:  # until then the policy cannot move
             self.adaptive.kl.update(metrics["policy/response_kl"], self.options.samples_per_step)
         return share, metrics
 
