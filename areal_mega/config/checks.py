@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from areal_mega.config.algorithm import algorithm_problems
 from areal_mega.config.command_line import walk
 from areal_mega.config.divisibility import layout_problems, rank_problems
 from areal_mega.config.engine import engine_problems
@@ -22,7 +23,6 @@ from areal_mega.config.options import (
     DATA_FORMATS,
     PROMPT_TYPES,
     VERIFIER_NAMES,
-    AlgorithmOptions,
     CommonOptions,
     DataOptions,
     OptimizerOptions,
@@ -69,13 +69,11 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     if options.critic.path is not None:
         yield from _divisible_by_layout("critic.path", options.critic.path, options)
     yield from _batch(options, ranks)
-    yield from _algorithm(options)
-    yield from _policy_loss(options.algorithm)
+    yield from _sampling(options)
+    yield from algorithm_problems(options)
     yield from _reward(options.reward)
-    if options.algorithm.advantage == "gae":
+    if options.algorithm.has_critic:
         yield from _schedule("critic.optimizer", options.critic.optimizer, options.critic_updates)
-    else:
-        yield from _no_critic(options)
     yield from _schedule("policy.optimizer", options.policy.optimizer, options.policy_updates)
     longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
     yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
@@ -131,8 +129,7 @@ def _data_parallel(options: CommonOptions, ranks: int) -> int:
 
 
 def _batch(options: PPOOptions, ranks: int) -> Iterator[str]:
-    r, a = options.rollout, options.algorithm
-    samples, dp = r.prompts_per_step * r.samples_per_prompt, _data_parallel(options, ranks)
+    a, samples, dp = options.algorithm, options.samples_per_step, _data_parallel(options, ranks)
     if samples % (dp * a.mini_batches):
         yield (
             f"rollout.prompts_per_step * rollout.samples_per_prompt = {samples} must be divisible by data "
@@ -141,61 +138,12 @@ def _batch(options: PPOOptions, ranks: int) -> Iterator[str]:
         )
 
 
-def _algorithm(options: PPOOptions) -> Iterator[str]:
-    a, r = options.algorithm, options.rollout
-    if a.kl_coef > 0 and not a.use_reference:
-        yield (
-            f"algorithm.kl_coef={a.kl_coef} needs a reference model; set algorithm.use_reference=true, "
-            "or algorithm.kl_coef=0."
-        )
-    if a.kl_coef > 0 and a.kl_in == "loss" and a.kl_estimator == "k1":
-        yield (
-            "algorithm.kl_estimator=k1 has a gradient of 0 on average, so it does nothing in the loss; use k2 or "
-            "k3, or algorithm.kl_in=reward."
-        )
+def _sampling(options: PPOOptions) -> Iterator[str]:
+    r = options.rollout
     if r.top_p < 1 or r.top_k != -1:
         yield (
             f"rollout.top_p={r.top_p}, rollout.top_k={r.top_k}: the engine's log-probs would be those of the "
             "cut distribution and every importance ratio biased; use top_p=1 and top_k=-1 in training."
-        )
-    if 0 < options.steps <= options.critic.warmup_steps:
-        yield (
-            f"critic.warmup_steps={options.critic.warmup_steps}: none of the steps={options.steps} would train "
-            "the policy; lower it or raise steps."
-        )
-
-
-def _policy_loss(a: AlgorithmOptions) -> Iterator[str]:
-    if a.objective == "cispo" and a.dual_clip is not None:
-        yield (
-            f"algorithm.dual_clip={a.dual_clip} bounds the clipped objective, but algorithm.objective=cispo has no "
-            "such bound; leave one of them out."
-        )
-    limits = a.behavior_low > 0 or a.behavior_high is not None
-    if a.behavior_cap is not None and (a.behavior is not None or limits or a.behavior_mode != "truncate"):
-        yield (
-            f"algorithm.behavior_cap={a.behavior_cap} says behavior=token, behavior_mode=truncate and "
-            "behavior_high at once; set either it or the other algorithm.behavior options."
-        )
-    elif a.behavior is None and (limits or a.behavior_mode != "truncate"):
-        yield (
-            "algorithm.behavior_mode, behavior_low or behavior_high is set, but no weight is taken; set "
-            "algorithm.behavior to token, sequence or sequence-mean."
-        )
-    elif a.behavior_mode == "truncate" and a.behavior_low > 0:
-        yield (
-            f"algorithm.behavior_low={a.behavior_low} does nothing with algorithm.behavior_mode=truncate; use mask or "
-            "reject, or leave it out."
-        )
-    elif a.behavior_mode != "truncate" and not limits:
-        yield (
-            f"algorithm.behavior_mode={a.behavior_mode} without limits keeps every token; set algorithm.behavior_low "
-            "or algorithm.behavior_high."
-        )
-    elif a.behavior_high is not None and a.behavior_high < a.behavior_low:
-        yield (
-            f"algorithm.behavior_high={a.behavior_high} is below algorithm.behavior_low={a.behavior_low}; raise the "
-            "one or lower the other."
         )
 
 
@@ -222,21 +170,6 @@ def _reward(reward: RewardOptions) -> Iterator[str]:
                 yield f"{option}={name}: no such verifier.{hint} Use {', '.join(known)} or your own, module:function."
     if any("http" in names for names in used.values()) and not reward.http.url:
         yield "the verifier http needs the address of its server; set reward.http.url."
-
-
-def _no_critic(options: PPOOptions) -> Iterator[str]:
-    a = options.algorithm
-    if options.rollout.samples_per_prompt < 2:
-        yield "algorithm.advantage=grpo compares samples of a group; set rollout.samples_per_prompt to 2 or more."
-    if options.critic.path is not None:
-        yield "critic.path is set, but algorithm.advantage=grpo has no critic; leave one of them out."
-    if options.critic.warmup_steps:
-        yield "critic.warmup_steps is set, but algorithm.advantage=grpo has no critic; set it to 0."
-    if a.kl_in == "reward" and a.kl_coef > 0:
-        yield (
-            "algorithm.kl_in=reward needs per-token rewards, but algorithm.advantage=grpo has one reward "
-            "per sample; use algorithm.kl_in=loss."
-        )
 
 
 def _schedule(name: str, optimizer: OptimizerOptions, updates: int) -> Iterator[str]:

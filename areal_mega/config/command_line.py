@@ -1,8 +1,9 @@
 """From the command line to checked, typed options.
 
 ``+experiment=NAME`` selects a recipe from configs/experiment, or from the user's own folder beside it
-(``--config-dir DIR``: DIR/experiment), every option can be overridden in Hydra's grammar, ``--cfg job`` prints the
-result, ``--list`` names the recipes, ``--help`` explains every option.
+(``--config-dir DIR``: DIR/experiment); ``+algorithm=NAME``, or several as ``+algorithm=[NAME,NAME]``, sets the options
+that make an algorithm, from configs/algorithm. Every option can be overridden in Hydra's grammar, ``--cfg job`` prints
+the result, ``--list`` names the recipes and algorithms, ``--help`` explains every option.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def parse(program: str, arguments: Sequence[str], main_rank: bool = True) -> Com
     overrides = [a for a in arguments if not a.startswith("-") and a != "job"]
     show = main_rank or None
     if "--list" in flags:
-        _leave(show and list_experiments(folder))
+        _leave(show and f"{list_experiments(folder)}\n\n{list_algorithms(folder)}")
     if "--help" in flags or "-h" in flags:
         _leave(show and help_text(program))
     unknown = [f for f in flags if f not in ("--cfg", "-c", "--cfg=job")]
@@ -64,6 +65,9 @@ def parse(program: str, arguments: Sequence[str], main_rank: bool = True) -> Com
 def compose_config(program: str, overrides: Sequence[str], folder: Path | None = None) -> Any:
     """Hydra's composition of the program's options, its experiment and the overrides; folder: the user's recipes."""
     _check_experiment(program, overrides, folder)
+    _check_algorithms(overrides, folder)
+    # What comes later wins: an algorithm is laid over the recipe, wherever it stands on the command line.
+    overrides = sorted(overrides, key=lambda o: o.startswith("+algorithm="))
     ConfigStore.instance().store(name=program, node=PROGRAMS[program])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -122,11 +126,30 @@ def list_experiments(folder: Path | None = None) -> str:
     return "\n".join(f"{n:<{width}}  {r['program']:<3}  {r.get('description', '')}" for n, r in recipes.items())
 
 
+def algorithms(folder: Path | None = None) -> dict[str, str]:
+    """What ``+algorithm`` can name, the user's own too: name to description, the first comment of its file."""
+    found = [f for place in (CONFIGS, folder) if place for f in (place / "algorithm").glob("*.yaml")]
+    return {f.stem: _first_comment(f.read_text()) for f in sorted(found, key=lambda f: f.stem)}
+
+
+def _first_comment(text: str) -> str:
+    comments = (line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line)
+    return next(comments, "")
+
+
+def list_algorithms(folder: Path | None = None) -> str:
+    """One line for each algorithm."""
+    known = algorithms(folder)
+    width = max(map(len, known))
+    return "\n".join(f"+algorithm={name:<{width}}  {text}" for name, text in known.items())
+
+
 def help_text(program: str) -> str:
     """How to start the program and every option with its type, default and meaning."""
     head = (
         f"torchrun --nproc-per-node N -m areal_mega.tools.train_{program} +experiment=NAME [option=value ...]\n\n"
-        "--list: all experiments.  --config-dir DIR: yours in DIR/experiment too.  --cfg job: the resulting options.\n"
+        "--list: all experiments and algorithms.  --config-dir DIR: yours in DIR/experiment and DIR/algorithm too.\n"
+        "+algorithm=NAME: over the experiment, the options of an algorithm.  --cfg job: the resulting options.\n"
         "Options and their defaults:\n"
     )
     return "\n".join([head, *(_help_line(*o) for o in walk(PROGRAMS[program]))])
@@ -178,6 +201,17 @@ def _check_experiment(program: str, overrides: Sequence[str], folder: Path | Non
             raise UserError(f"experiment={name} is a recipe for train_{other}.")
 
 
+def _check_algorithms(overrides: Sequence[str], folder: Path | None) -> None:
+    known = algorithms(folder)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for name in value.strip("[]").split(",") if key.lstrip("+") == "algorithm" else []:
+            if name.strip() not in known:
+                close = difflib.get_close_matches(name.strip(), known, 1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                raise UserError(f"{override}: no such algorithm.{hint} There are: {', '.join(known)}.")
+
+
 def _refuse_added(program: str, config: Any) -> None:
     """``+name=value`` adds a key even where none was declared, and nobody would ever read it."""
     options = {name: str(field.type) for name, field in walk(PROGRAMS[program])}
@@ -205,6 +239,10 @@ def _explain(program: str, error: Exception) -> str:
     if key in names:
         return f"{key}: {_first_line(error.__cause__)}"
     text = _first_line(error)
+    if text.startswith("Could not override 'algorithm'"):
+        return "algorithm=NAME: the recipe names no algorithm that this could take the place of; use +algorithm=NAME."
+    if text.startswith("Multiple values for algorithm"):
+        return "+algorithm=NAME: the recipe names one already; use algorithm=NAME, which takes its place."
     mistyped = re.search(r"'([\w.]+)'", text)
     close = difflib.get_close_matches(mistyped[1], names, 1, 0.7) if mistyped else []
     hint = f"Did you mean {close[0]}? " if close else ""

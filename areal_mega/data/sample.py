@@ -36,7 +36,7 @@ class Sample:
     tokens: prompt and response. loss_mask: True on generated tokens. behavior_logprobs: the engine's log-prob
     of each generated token, 0 elsewhere. versions: the weights that produced each token, -1 elsewhere.
     finish_reason: ``stop`` or ``length``. text: the response as text. reward_parts: what the reward is made of,
-    by name.
+    by name. greedy_reward: what the greedy response to the same prompt is worth, where ReMax asks for it.
     """
 
     prompt: Prompt
@@ -48,6 +48,7 @@ class Sample:
     finish_reason: str
     text: str
     reward: float = 0.0
+    greedy_reward: float = 0.0
     correct: bool = False
     reward_parts: dict[str, float] = field(default_factory=dict)
 

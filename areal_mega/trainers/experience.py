@@ -6,16 +6,24 @@ the sequences that the rank's data-parallel replica trains on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from areal_mega import ops
-from areal_mega.algorithms.advantages import group_advantages, token_rewards, whiten
+from areal_mega.algorithms.adaptive import Adaptive, KLCoefficient, ValueNorm
+from areal_mega.algorithms.advantages import (
+    AllReduce,
+    normalize_tokens,
+    overlong_penalty,
+    sample_advantages,
+    token_rewards,
+)
 from areal_mega.algorithms.kl import kl_estimate
-from areal_mega.algorithms.losses import loss_weights
+from areal_mega.algorithms.losses import PolicyLoss, SoftGate, generated_tokens, loss_weights, nll_weights
+from areal_mega.algorithms.trust_region import second_moment_mask
 from areal_mega.config.options import AlgorithmOptions
 from areal_mega.data import PackedBatch, Sample
 from areal_mega.data.mini_batches import mini_batches
@@ -27,9 +35,33 @@ def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
         [{"tokens": s.tokens, "loss_mask": s.loss_mask, "behavior_logprobs": s.behavior_logprobs} for s in samples],
         {
             "reward": torch.tensor([s.reward for s in samples]),
+            "greedy_reward": torch.tensor([s.greedy_reward for s in samples]),
             "group": torch.tensor([s.group for s in samples]),
+            "correct": torch.tensor([s.correct for s in samples]),
+            "truncated": torch.tensor([s.truncated for s in samples]),
         },
     )
+
+
+def with_rewards(batch: PackedBatch, options: AlgorithmOptions, longest: int) -> PackedBatch:
+    """The whole batch with rewards as the algorithm takes them; every rank calculates the same.
+
+    The penalty of long responses is in ``reward [B]``; the groups count from 0 to the count ``groups``; without a
+    critic ``reward`` is what is left of it over the baseline; and with mask_truncated a truncated sequence has no
+    generated tokens any more.
+
+    longest: rollout.max_new_tokens.
+    """
+    o, reward = options, batch["reward"]
+    if o.overlong_buffer is not None:
+        reward = reward + o.overlong_penalty * overlong_penalty(generated_tokens(batch), longest, o.overlong_buffer)
+    names, groups = torch.unique(batch["group"], return_inverse=True)
+    if not o.has_critic:
+        reward = sample_advantages(reward, groups, o.advantage, o.reward_std, batch["greedy_reward"])
+    batch = replace(batch, sequence_fields={**batch.sequence_fields, "reward": reward, "group": groups})
+    if o.mask_truncated:
+        batch = batch.with_fields(loss_mask=batch["loss_mask"] & ~batch["truncated"][batch.sequence_index])
+    return batch.with_counts(groups=float(len(names)))
 
 
 @dataclass(frozen=True)
@@ -37,19 +69,20 @@ class Share:
     """What one data-parallel replica trains on in a step.
 
     batch: the replica's sequences, mini-batch after mini-batch. sizes: sequences of each mini-batch.
-    counts: generated tokens and sequences of each *global* mini-batch.
+    counts: what each *global* mini-batch has: generated ``tokens``, those of right responses (``correct_tokens``), and
+    ``sequences`` with generated tokens.
     """
 
     batch: PackedBatch
     sizes: list[int]
     counts: list[dict[str, float]]
 
-    def mini_batch(self, index: int, aggregation: str) -> PackedBatch:
+    def mini_batch(self, index: int, aggregation: str, aggregation_length: int | None = None) -> PackedBatch:
         """One mini-batch of the share, with the global counts and the loss weights."""
         start = sum(self.sizes[:index])
-        counts = self.counts[index]
-        batch = self.batch.select(range(start, start + self.sizes[index])).with_counts(**counts)
-        return batch.with_fields(loss_weight=loss_weights(batch, aggregation, **counts))
+        batch = self.batch.select(range(start, start + self.sizes[index])).with_counts(**self.counts[index])
+        batch = batch.with_fields(loss_weight=loss_weights(batch, aggregation, aggregation_length))
+        return batch.with_fields(nll_weight=nll_weights(batch)) if "correct" in batch else batch
 
     def with_fields(self, **fields: Tensor) -> Share:
         return replace(self, batch=self.batch.with_fields(**fields))
@@ -58,56 +91,90 @@ class Share:
 def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -> Share:
     """The share of data-parallel rank ``rank`` when the batch is cut into ``count`` mini-batches."""
     plan = mini_batches(batch.lengths.tolist(), count, ranks, seed)
-    generated = torch.zeros(batch.num_sequences).index_add(0, batch.sequence_index, batch["loss_mask"].float())
+    generated = generated_tokens(batch)
+    correct = generated * batch["correct"] if "correct" in batch else torch.zeros_like(generated)
     counts = []
     for mini_batch in plan:
         indices = [i for share in mini_batch for i in share]
-        counts.append({"tokens": float(generated[indices].sum()), "sequences": float(len(indices))})
+        numbers = {"tokens": generated, "correct_tokens": correct, "sequences": generated > 0}
+        counts.append({name: float(x[indices].sum()) for name, x in numbers.items()})
     mine = [mini_batch[rank] for mini_batch in plan]
     return Share(batch.select([i for share in mine for i in share]), [len(share) for share in mine], counts)
 
 
-def add_group_advantages(batch: PackedBatch, options: AlgorithmOptions) -> PackedBatch:
-    """The whole batch with group-relative ``advantages``, the same on all tokens of a sample."""
-    advantages = group_advantages(batch["reward"], batch["group"], options.group_std)
-    return batch.with_fields(advantages=advantages[batch.sequence_index] * batch["loss_mask"])
+def with_advantages(
+    batch: PackedBatch, options: AlgorithmOptions, adaptive: Adaptive, all_reduce: AllReduce
+) -> PackedBatch:
+    """A share of a batch `with_rewards` with ``advantages`` and, with a critic, ``returns`` as it learns them; with
+    m2_threshold also ``trusted``, False on the tokens left out, whose advantage is 0.
 
+    The advantages are GAE's over the critic's values. Without a critic they are what is still to come of the reward,
+    discounted: GAE with values 0 and lambda 1. The KL counts here if it is a reward.
 
-def add_gae(batch: PackedBatch, options: AlgorithmOptions, all_reduce: Callable[[Tensor], Tensor]) -> PackedBatch:
-    """A share with ``advantages`` and ``returns`` by GAE; the KL penalty counts here if it is a reward.
-
-    batch: ``values``, ``proximal_logprobs`` and, with KL, ``reference_logprobs``.
+    batch: ``proximal_logprobs``, with KL also ``reference_logprobs``, with a critic also ``values``, its outputs.
     """
+    o, norm = options, adaptive.value_norm
     kl = None
-    if options.kl_coef and options.kl_in == "reward":
-        kl = kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], options.kl_estimator)
+    if o.kl_coef and o.kl_in == "reward":
+        kl = kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], o.kl_estimator)
+    rewards = token_rewards(batch, batch["reward"], kl, adaptive.kl.coef)
+    values = batch["values"] if o.has_critic else torch.zeros_like(rewards)
+    lam: float | Tensor = o.gae_lambda if o.has_critic else 1.0
+    if o.length_adaptive_alpha is not None:
+        lam = ops.length_adaptive_lambda(generated_tokens(batch).clamp(min=1), o.length_adaptive_alpha)
     advantages, returns = ops.gae(
-        token_rewards(batch, kl, options.kl_coef),
-        batch["values"],
+        rewards,
+        norm.denormalize(values) if norm else values,
         batch.cu_seqlens,
-        options.gamma,
-        options.gae_lambda,
+        o.gamma,
+        lam,
         loss_mask=batch["loss_mask"],
+        critic_lam=o.critic_lambda,
     )
-    if options.normalize_advantages:
-        advantages = whiten(advantages, batch["loss_mask"], all_reduce)
-    return batch.with_fields(advantages=advantages, returns=returns)
+    if norm:
+        norm.update(returns[batch["loss_mask"]], all_reduce)
+        returns = torch.where(batch["loss_mask"], norm.normalize(returns), 0)
+    if o.advantage_level != "none":
+        advantages = normalize_tokens(batch, advantages, o.advantage_level, all_reduce)
+    if o.m2_threshold is not None:
+        log_ratios = batch["proximal_logprobs"] - batch["behavior_logprobs"]
+        trusted = second_moment_mask(log_ratios, advantages, batch["loss_mask"], o.m2_threshold, all_reduce)
+        batch, advantages = batch.with_fields(trusted=trusted), torch.where(trusted, advantages, 0)
+    return batch.with_fields(advantages=advantages, **({"returns": returns} if o.has_critic else {}))
 
 
-def policy_loss_options(options: AlgorithmOptions) -> ops.PolicyLossOptions:
-    """The part of the algorithm that is the policy's loss; a KL that is a reward has no part in it."""
-    a, cap = options, options.behavior_cap
-    return ops.PolicyLossOptions(
-        objective=a.objective,
-        clip_low=a.clip_low,
-        clip_high=a.clip_high,
-        dual_clip=a.dual_clip,
-        ratio=a.ratio,
-        behavior=a.behavior if cap is None else "token",
-        behavior_mode=a.behavior_mode,
-        behavior_low=a.behavior_low,
-        behavior_high=a.behavior_high if cap is None else cap,
-        kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0,
-        kl_estimator=a.kl_estimator,
-        entropy_coef=a.entropy_coef,
+def adaptive_of(options: AlgorithmOptions) -> Adaptive:
+    """The numbers that change in a run, as it begins."""
+    o = options
+    norm = None if o.value_norm is None else ValueNorm(o.value_norm)
+    return Adaptive(KLCoefficient(o.kl_coef, o.kl_target, o.kl_horizon), norm)
+
+
+def policy_loss_of(options: AlgorithmOptions, kl_coef: float) -> PolicyLoss:
+    """The part of the algorithm that is the policy's loss; a KL that is a reward has no part in it.
+
+    kl_coef: the weight of the KL now.
+    """
+    o, cap = options, options.behavior_cap
+    if o.kl_in == "reward":
+        kl_coef = 0.0
+    fused = ops.PolicyLossOptions(
+        objective="clip" if o.objective == "sapo" else o.objective,
+        clip_low=o.clip_low,
+        clip_high=o.clip_high,
+        dual_clip=o.dual_clip,
+        ratio=o.ratio,
+        behavior=o.behavior if cap is None else "token",
+        behavior_mode=o.behavior_mode,
+        behavior_low=o.behavior_low,
+        behavior_high=o.behavior_high if cap is None else cap,
+        kl_coef=0.0 if o.kl_unbiased else kl_coef,
+        kl_estimator=o.kl_estimator,
+        entropy_coef=o.entropy_coef,
+    )
+    return PolicyLoss(
+        fused,
+        soft_gate=SoftGate(o.sapo_tau_positive, o.sapo_tau_negative) if o.objective == "sapo" else None,
+        unbiased_kl_coef=kl_coef if o.kl_unbiased else 0.0,
+        nll_coef=o.positive_nll_coef,
     )

@@ -72,7 +72,13 @@ class Generation:
         """Judged samples of the next training prompts, a group for each prompt."""
         rollout = self.options.rollout
         self.position += rollout.prompts_per_step
-        return self._judged(next(self._prompts), rollout.samples_per_prompt, rollout.temperature)
+        prompts = next(self._prompts)
+        samples = self._judged(prompts, rollout.samples_per_prompt, rollout.temperature)
+        if self.options.algorithm.advantage == "remax":
+            greedy = [sample.reward for sample in self._judged(prompts, 1, 0.0)]
+            for sample in samples:
+                sample.greedy_reward = greedy[sample.group]
+        return samples
 
     def evaluate(self) -> list[Sample]:
         """Judged samples of all held-out prompts."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from areal_mega.algorithms.kl import kl_estimate
-from areal_mega.algorithms.losses import PolicyLoss, ValueLoss
+from areal_mega.algorithms.losses import ValueLoss, generated_tokens
 from areal_mega.config.options import OptimizerOptions, PPOOptions
 from areal_mega.data import PackedBatch, Sample
 from areal_mega.policy.gpt import Head
@@ -26,11 +26,12 @@ from areal_mega.telemetry.timers import PhaseTimers
 from areal_mega.trainers import report
 from areal_mega.trainers.experience import (
     Share,
-    add_gae,
-    add_group_advantages,
+    adaptive_of,
     pack_samples,
-    policy_loss_options,
+    policy_loss_of,
     share_of,
+    with_advantages,
+    with_rewards,
 )
 from areal_mega.trainers.generation import Generation
 from areal_mega.trainers.publishing import deployment_of, weight_sync
@@ -63,7 +64,8 @@ class PPOTrainer:
             live=options.telemetry.progress,
         )
         self._build_models()
-        self._build_losses()
+        self.adaptive = adaptive_of(options.algorithm)
+        self.value_loss = ValueLoss(options.algorithm.value_clip)
         engines = generation.engines if generation else ()
         self.weight_sync = weight_sync(options, topology, deployment, self.policy.held_weights, engines, directory)
 
@@ -87,13 +89,8 @@ class PPOTrainer:
         self.policy = model(o.model.path, "logprob", o.policy.optimizer, o.policy_updates)
         self.reference = model(o.model.path, "logprob") if a.use_reference else None
         self.critic = None
-        if a.advantage == "gae":
+        if a.has_critic:
             self.critic = model(o.critic.path or o.model.path, "value", o.critic.optimizer, o.critic_updates)
-
-    def _build_losses(self) -> None:
-        a = self.options.algorithm
-        self.policy_loss = PolicyLoss(policy_loss_options(a))
-        self.value_loss = ValueLoss(a.value_clip)
 
     def run(self, started: float) -> None:
         """Evaluate, train, save, evaluate, report: an engine that fails at the end does not cost the model.
@@ -116,6 +113,7 @@ class PPOTrainer:
                     self.evaluate(step)
                 with self.timers.phase("checkpoint") if self.options.checkpoint.every else nullcontext():
                     progress = {"before": asdict(before), "position": self.position, **seconds()}
+                    progress["adaptive"] = self.adaptive.state()
                     self.recovery.after_step(step, self.trained, progress)
             rl_seconds = seconds()["seconds_rl"]
             self.recovery.finish()
@@ -129,6 +127,7 @@ class PPOTrainer:
         recovery, progress = self.recovery, self.recovery.progress
         recovery.restore(self.trained)
         if recovery.point:
+            self.adaptive.restore(progress.get("adaptive", {}))
             if self.generation:
                 self.generation.seek(progress.get("position", 0))
             self.publish(recovery.step)
@@ -165,30 +164,33 @@ class PPOTrainer:
     def score(self, batch: PackedBatch, step: int) -> tuple[Share, dict[str, float]]:
         """This replica's share of the batch with log-probs, values and advantages; and their metrics."""
         t, a = self.topology, self.options.algorithm
-        if a.advantage == "grpo":
-            batch = add_group_advantages(batch, a)
+        batch = with_rewards(batch, a, self.options.rollout.max_new_tokens)
         share = share_of(batch, a.mini_batches, t.dp_rank, t.dp, self.options.seed * 1_000_003 + step)
         share = share.with_fields(proximal_logprobs=self.policy.forward(share.batch)["logprobs"])
         if self.reference:
             share = share.with_fields(reference_logprobs=self.reference.forward(share.batch)["logprobs"])
         if self.critic:
             share = share.with_fields(values=self.critic.forward(share.batch)["values"])
-            share = replace(share, batch=add_gae(share.batch, a, t.sum_over_dp))
-        return share, self._score_metrics(share)
+        share = replace(share, batch=with_advantages(share.batch, a, self.adaptive, t.sum_over_dp))
+        metrics = self._score_metrics(share)
+        if self.reference and step > self.options.critic.warmup_steps:  # until then the policy cannot move
+            self.adaptive.kl.update(metrics["policy/response_kl"], self.options.samples_per_step)
+        return share, metrics
 
     def update(self, share: Share, step: int) -> dict[str, float]:
         """All optimizer steps on the share; the mean of their statistics."""
         a = self.options.algorithm
+        policy_loss = policy_loss_of(a, self.adaptive.kl.coef)
         collected: list[dict[str, float]] = []
         for _ in range(a.epochs):
             for index in range(a.mini_batches):
-                batch = share.mini_batch(index, a.aggregation)
+                batch = share.mini_batch(index, a.aggregation, a.aggregation_length)
                 stats: dict[str, float] = {}
                 if self.critic:
                     result = self.critic.train_step(batch, self.value_loss)
                     stats |= {f"critic/{k}": v for k, v in result.items()}
                 if step > self.options.critic.warmup_steps:
-                    result = self.policy.train_step(batch, self.policy_loss)
+                    result = self.policy.train_step(batch, policy_loss)
                     stats |= {f"policy/{k}": v for k, v in result.items()}
                 collected.append(stats)
         return {k: sum(s[k] for s in collected) / len(collected) for k in collected[0]}
@@ -209,18 +211,27 @@ class PPOTrainer:
         return evaluation
 
     def _score_metrics(self, share: Share) -> dict[str, float]:
-        """Train/engine mismatch over all tokens of all replicas, and the KL to the reference."""
-        batch = share.batch
+        """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference."""
+        batch, a = share.batch, self.options.algorithm
         mask = batch["loss_mask"]
         difference = (batch["proximal_logprobs"] - batch["behavior_logprobs"])[mask].double().abs()
-        sums = [torch.tensor(float(mask.sum())).double(), difference.sum()]
+        per_token = {"mismatch/mean": difference}
+        if a.m2_threshold is not None:
+            per_token["policy/m2_masked"] = ~batch["trusted"][mask]
         if self.reference:
-            kl = kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], "k3")
-            sums.append(kl[mask].double().sum())
-        totals = self.topology.sum_over_dp(torch.stack(sums))
-        means = (totals[1:] / totals[0].clamp(min=1)).tolist()
-        metrics = {"mismatch/mean": means[0], "mismatch/max": self._largest(difference)}
-        return metrics | ({"policy/reference_kl": means[1]} if self.reference else {})
+            k1, k3 = (
+                kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], k)[mask] for k in ("k1", "k3")
+            )
+            per_token |= {"policy/reference_kl": k3, "policy/response_kl": k1}
+        responses = (generated_tokens(batch) > 0).sum()
+        sums = torch.stack([mask.sum().double(), responses.double(), *(x.double().sum() for x in per_token.values())])
+        tokens, responses, *totals = self.topology.sum_over_dp(sums).tolist()
+        metrics = {name: total / max(tokens, 1) for name, total in zip(per_token, totals, strict=True)}
+        if self.reference:
+            metrics["policy/response_kl"] *= tokens / max(responses, 1)  # of a whole response, not of a token
+        if a.kl_target is not None:
+            metrics["policy/kl_coef"] = self.adaptive.kl.coef
+        return metrics | {"mismatch/max": self._largest(difference)}
 
     def _largest(self, x: Tensor) -> float:
         return float(self.topology.max_over_dp(x.max() if x.numel() else torch.zeros(()).double()))
@@ -263,7 +274,7 @@ def run(options: PPOOptions, topology: Topology, directory: Path) -> None:
     if options.critic.path:
         read_config(options.critic.path)
     models = {"policy": options.model.path}
-    if options.algorithm.advantage == "gae":
+    if options.algorithm.has_critic:
         models["critic"] = options.critic.path or options.model.path
     recovery = Recovery(options, topology, directory, models)
     deployment = deployment_of(options, topology)

@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 
 from areal_mega.config.checks import check
-from areal_mega.config.command_line import parse
+from areal_mega.config.command_line import algorithms, parse
 from areal_mega.config.errors import UserError
 
 IN_REWARD = "algorithm.kl_in=reward"
+KL = ["algorithm.use_reference=true", "algorithm.kl_coef=1"]
+CRITIC_FREE = ["algorithm.advantage=grpo", "critic.warmup_steps=0"]
 HIGH = "algorithm.behavior_high=1.5"
 
 
@@ -32,6 +34,12 @@ def problems(model, overrides, ranks=2, cuda=False, program="ppo"):
 @pytest.mark.parametrize("name", ["quickstart", "quickstart-grpo"])
 def test_quickstart_options_pass(model, name):
     check(parse("ppo", [f"+experiment={name}", model]), ranks=2, cuda=False)
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_every_algorithm_passes_on_the_quickstart(model, name):
+    options = parse("ppo", ["+experiment=quickstart", f"+algorithm={name}", model, "steps=56"])
+    check(options, ranks=2, cuda=False)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +71,7 @@ def test_quickstart_options_pass(model, name):
         (["+policy.megatron.sequence_parallel=true"], "megatron.sequence_parallel", "use policy.parallel.sequence"),
         (["+policy.megatron.recompute_granularity=full"], "recompute_granularity", "use policy.recompute"),
         (["+policy.megatron.apply_rope_fusio=true"], "apply_rope_fusio", "Did you mean apply_rope_fusion?"),
-        (["algorithm.advantage=ppo"], "algorithm.advantage=ppo", "gae or grpo"),
+        (["algorithm.advantage=ppo"], "algorithm.advantage=ppo", "gae or grpo or rloo or remax or reinforce"),
         (["reward.name=maht"], "reward.name=maht", "Did you mean math?"),
         (["reward.require=[boxed]"], "reward.require=boxed", "boxed_format"),
         (["+reward.extra.magic=1"], "reward.extra=magic", "your own"),
@@ -77,20 +85,40 @@ def test_quickstart_options_pass(model, name):
         (["algorithm.advantage=grpo", "rollout.samples_per_prompt=1"], "algorithm.advantage=grpo", "2 or more"),
         (["algorithm.advantage=grpo", "critic.path=x"], "critic.path", "leave"),
         (["algorithm.advantage=grpo", "critic.warmup_steps=2"], "critic.warmup_steps", "0"),
-        (
-            ["algorithm.advantage=grpo", "algorithm.use_reference=true", "algorithm.kl_coef=1", IN_REWARD],
-            "algorithm.kl_in=reward",
-            "algorithm.kl_in=loss",
-        ),
         (["algorithm.use_reference=true", "algorithm.kl_coef=1", "algorithm.kl_estimator=k1"], "=k1", "k2 or k3"),
         (["algorithm.gamma=1.5"], "algorithm.gamma=1.5", "at most 1"),
-        (["algorithm.clip_low=1.5"], "algorithm.clip_low=1.5", "below 1"),
+        ([*CRITIC_FREE, "algorithm.gae_lambda=0.9"], "algorithm.gae_lambda", "algorithm.advantage=gae"),
+        ([*CRITIC_FREE, "algorithm.length_adaptive_alpha=0.05"], "algorithm.length_adaptive_alpha", "has no critic"),
+        ([*CRITIC_FREE, "algorithm.critic_lambda=1"], "algorithm.critic_lambda", "has no critic"),
+        ([*CRITIC_FREE, "algorithm.value_norm=0.9"], "algorithm.value_norm", "has no critic"),
+        ([*CRITIC_FREE, "algorithm.value_norm=1"], "algorithm.value_norm=1", "below 1"),
+        (["+algorithm=rloo", "rollout.samples_per_prompt=1"], "algorithm.advantage=rloo", "2 or more"),
+        (["algorithm.normalize_advantages=mixed", "rollout.samples_per_prompt=1"], "=mixed", "2 or more"),
+        (["algorithm.normalize_advantages=all"], "algorithm.normalize_advantages=all", "or mixed or none"),
+        (["+algorithm=remax", "algorithm.reward_std=none"], "algorithm.reward_std=none", "normalize_advantages"),
+        (["+algorithm=remax", "algorithm.overlong_buffer=0.2"], "algorithm.overlong_buffer=0.2", "leave it out"),
+        (["+algorithm=vapo", "algorithm.gae_lambda=0.9"], "algorithm.gae_lambda=0.9", "leave one of them out"),
+        (["+algorithm=sapo", "algorithm.dual_clip=3"], "algorithm.dual_clip=3.0", "leave one of them out"),
+        (["+algorithm=sapo", "algorithm.ratio=sequence"], "algorithm.objective=sapo", "algorithm.ratio=token"),
+        (["algorithm.sapo_tau_positive=2"], "algorithm.sapo_tau_positive", "algorithm.objective=sapo"),
+        (["+algorithm=[gspo,tis]"], "algorithm.ratio=sequence", "algorithm.behavior=sequence-mean"),
+        (["+algorithm=[gspo,decoupled]"], "algorithm.ratio=sequence", "algorithm.behavior=sequence-mean"),
+        (["+algorithm=gspo", "algorithm.m2_threshold=0.04"], "algorithm.m2_threshold=0.04", "algorithm.ratio=token"),
+        (["algorithm.kl_unbiased=true"], "algorithm.kl_unbiased=true", "algorithm.kl_coef above 0"),
+        ([*KL, "algorithm.kl_unbiased=true", IN_REWARD], "algorithm.kl_unbiased=true", "algorithm.kl_in=loss"),
+        ([*KL, "algorithm.kl_target=6", "algorithm.kl_horizon=511"], "kl_horizon=511", "512 samples of one step"),
+        (["algorithm.kl_target=6"], "algorithm.kl_target=6.0", "set kl_coef above 0"),
+        (["algorithm.aggregation=constant"], "algorithm.aggregation_length=None", "${rollout.max_new_tokens}"),
+        (["algorithm.aggregation_length=9"], "algorithm.aggregation_length=9", "set both"),
+        (["algorithm.overlong_penalty=2"], "algorithm.overlong_penalty=2.0", "set that too"),
+        (["algorithm.overlong_buffer=1.5"], "algorithm.overlong_buffer=1.5", "at most 1"),
+        (["algorithm.clip_low=1.5"], "algorithm.clip_low=1.5", "at most 1"),
         (["algorithm.clip_high=-0.1"], "algorithm.clip_high=-0.1", "above 0"),
         (["algorithm.value_clip=0"], "algorithm.value_clip=0", "above 0"),
         (["algorithm.behavior_cap=-1"], "algorithm.behavior_cap=-1", "above 0"),
         (["algorithm.dual_clip=0.5"], "algorithm.dual_clip=0.5", "above 1"),
         (["algorithm.objective=cispo", "algorithm.dual_clip=3"], "algorithm.dual_clip=3.0", "leave one of them out"),
-        (["algorithm.objective=ppo"], "algorithm.objective=ppo", "clip or cispo"),
+        (["algorithm.objective=ppo"], "algorithm.objective=ppo", "clip or cispo or sapo"),
         (["algorithm.ratio=turn"], "algorithm.ratio=turn", "token or sequence"),
         (["algorithm.behavior=turn"], "algorithm.behavior=turn", "token or sequence or sequence-mean"),
         (["algorithm.behavior_cap=2", "algorithm.behavior=token"], "algorithm.behavior_cap=2.0", "set either"),

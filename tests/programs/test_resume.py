@@ -82,7 +82,11 @@ def test_a_killed_sft_run_ends_like_an_uninterrupted_one(start, model_folder, da
 @pytest.mark.timeout(1200)
 def test_a_killed_ppo_run_goes_on_with_the_weights_in_the_engine(start, ppo_arguments, tmp_path):
     directory = tmp_path / "out" / "mine"
-    arguments = ppo_arguments("steps=12", "checkpoint.every=1", "evaluation.every=0", "algorithm.mini_batches=1")
+    adaptive = ["use_reference=true", "kl_coef=0.05", "kl_target=1e6", "kl_horizon=16", "value_norm=0.99"]
+    arguments = ppo_arguments(
+        *("steps=12", "checkpoint.every=1", "evaluation.every=0", "algorithm.mini_batches=1"),
+        *(f"algorithm.{option}" for option in adaptive),
+    )
     killed = start("tools/train_ppo.py", *arguments, "run_name=mine")
     killed.wait_for(lambda: saved_step(directory) >= 2)
     kill(killed)
@@ -102,6 +106,8 @@ def test_a_killed_ppo_run_goes_on_with_the_weights_in_the_engine(start, ppo_argu
     assert all(r["mismatch/mean"] < 1e-6 and r["mismatch/max"] < 1e-5 for r in steps), steps
     # The schedule goes on: linear, from 2e-4 to a fifth of it.
     assert [r["policy/lr"] for r in steps] == pytest.approx([2e-4 * (1 - 0.8 * s / 12) for s in range(1, 13)])
+    # The KL never comes near its target: a fifth less for each horizon of 16 samples, and nothing starts anew.
+    assert [r["policy/kl_coef"] for r in steps] == pytest.approx([0.05 * 0.8**s for s in range(12)])
     summary = summary_of(directory)
     assert summary["accuracy_before"] == rows[0]["evaluation/accuracy"]
     assert summary["accuracy_after"] == rows[-1]["evaluation/accuracy"]
@@ -109,6 +115,8 @@ def test_a_killed_ppo_run_goes_on_with_the_weights_in_the_engine(start, ppo_argu
     assert {a["when"] for a in answers} == {"before", "after"}
     trainer = json.loads((directory / "checkpoints" / "latest" / "trainer.json").read_text())
     assert trainer["step"] == 12 and trainer["progress"]["position"] == 12 * 4
+    value_norm = trainer["progress"]["adaptive"]["value_norm"]
+    assert value_norm["weight"] == pytest.approx(1 - 0.99**12)
 
 
 @pytest.mark.parametrize(

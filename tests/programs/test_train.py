@@ -27,6 +27,7 @@ LAYOUTS = {
         "reward.truncated=-1",  # the random model is never right: without it the samples of a group are equal
         "telemetry.tensorboard=true",
     ],
+    "remax-tp2": ["+algorithm=remax", "algorithm.use_reference=true", "reward.truncated=-1"],
 }
 
 
