@@ -15,12 +15,13 @@ AllReduce = Callable[[Tensor], Tensor]
 def token_rewards(batch: PackedBatch, kl: Tensor | None = None, kl_coef: float = 0.0) -> Tensor:
     """Rewards of each token ``[N]``: the sample's reward on its last generated token, minus the KL penalty.
 
-    batch: needs ``loss_mask [N]`` and ``reward [B]``. kl: ``[N]`` estimate of each generated token.
+    batch: needs ``loss_mask [N]`` and ``reward [B]``; ``turn_rewards [N]`` is added where it is there. kl: ``[N]``
+    estimate of each generated token.
     """
     mask = batch["loss_mask"]
     rewards = torch.where(mask, -kl_coef * kl, 0.0) if kl is not None else torch.zeros(mask.shape)
     rewards[last_generated(batch)] += batch["reward"]
-    return rewards
+    return rewards + batch["turn_rewards"] if "turn_rewards" in batch else rewards
 
 
 def last_generated(batch: PackedBatch) -> Tensor:

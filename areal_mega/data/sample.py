@@ -29,14 +29,27 @@ class Prompt:
         return (self.answer, *self.solutions)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What the model said at one go: ``tokens[start:end]`` of its sample, and the reward for this turn alone."""
+
+    start: int
+    end: int
+    reward: float = 0.0
+
+
 @dataclass
 class Sample:
     """One finished trajectory, all facts from the engine.
 
     tokens: prompt and response. loss_mask: True on generated tokens. behavior_logprobs: the engine's log-prob
     of each generated token, 0 elsewhere. versions: the weights that produced each token, -1 elsewhere.
-    finish_reason: ``stop`` or ``length``. text: the response as text. reward_parts: what the reward is made of,
-    by name.
+    finish_reason: ``stop`` or ``length``. text: the response as text, which is judged. reward_parts: what the reward
+    is made of, by name.
+
+    turns: what was generated, turn by turn; their rewards come on top of ``reward``, which is for the whole.
+    outcome: how well it went, from 0 to 1, where the workflow knows; None leaves that to the verifier.
+    facts: numbers the workflow reports, by name; their means are metrics.
     """
 
     prompt: Prompt
@@ -50,6 +63,22 @@ class Sample:
     reward: float = 0.0
     correct: bool = False
     reward_parts: dict[str, float] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
+    outcome: float | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def turn_rewards(self) -> list[float]:
+        """One entry per token: each turn's reward on its last token, 0 elsewhere."""
+        rewards = [0.0] * len(self.tokens)
+        for turn in self.turns:
+            rewards[turn.end - 1] += turn.reward
+        return rewards
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest weights that produced a token of it; -1 where the engine named none."""
+        return min((v for v, generated in zip(self.versions, self.loss_mask, strict=True) if generated), default=-1)
 
     @property
     def truncated(self) -> bool:

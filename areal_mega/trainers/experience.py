@@ -22,9 +22,18 @@ from areal_mega.data.mini_batches import mini_batches
 
 
 def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
-    """The samples as a batch with the engine's facts and the rewards."""
+    """The samples as a batch with the engine's facts and the rewards; ``turn_rewards`` where there are any."""
+    by_turn = any(turn.reward for s in samples for turn in s.turns)
     return PackedBatch.pack(
-        [{"tokens": s.tokens, "loss_mask": s.loss_mask, "behavior_logprobs": s.behavior_logprobs} for s in samples],
+        [
+            {
+                "tokens": s.tokens,
+                "loss_mask": s.loss_mask,
+                "behavior_logprobs": s.behavior_logprobs,
+                **({"turn_rewards": s.turn_rewards} if by_turn else {}),
+            }
+            for s in samples
+        ],
         {
             "reward": torch.tensor([s.reward for s in samples]),
             "group": torch.tensor([s.group for s in samples]),
@@ -68,8 +77,14 @@ def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -
 
 
 def add_group_advantages(batch: PackedBatch, options: AlgorithmOptions) -> PackedBatch:
-    """The whole batch with group-relative ``advantages``, the same on all tokens of a sample."""
-    advantages = group_advantages(batch["reward"], batch["group"], options.group_std)
+    """The whole batch with group-relative ``advantages``, the same on all tokens of a sample.
+
+    A sample counts for all it earned, on the whole and by turns.
+    """
+    rewards = batch["reward"]
+    if "turn_rewards" in batch:
+        rewards = rewards.index_add(0, batch.sequence_index, batch["turn_rewards"])
+    advantages = group_advantages(rewards, batch["group"], options.group_std)
     return batch.with_fields(advantages=advantages[batch.sequence_index] * batch["loss_mask"])
 
 

@@ -3,8 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from areal_mega.algorithms.advantages import token_rewards
 from areal_mega.config.options import AlgorithmOptions
 from areal_mega.data import Prompt, Sample
+from areal_mega.data.sample import Turn
 from areal_mega.trainers.experience import add_gae, add_group_advantages, pack_samples, share_of
 
 
@@ -29,6 +31,29 @@ def test_samples_are_packed_with_the_engine_s_facts():
     assert batch["loss_mask"].tolist() == [False, False, True, False, True, True]
     assert batch["behavior_logprobs"].tolist() == [0, 0, -2, 0, -1, -2]
     assert batch["reward"].tolist() == [1.0, 0.5] and batch["group"].tolist() == [0, 1]
+
+
+def two_turns(first, second, final):
+    """prompt, said, said, seen, said; the reward of each turn and of the whole."""
+    one = sample(1, 4, reward=final)
+    one.loss_mask[3] = False
+    one.turns = [Turn(1, 3, first), Turn(4, 5, second)]
+    return one
+
+
+def test_turn_rewards_stand_on_the_last_token_of_their_turn_beside_the_final_reward():
+    batch = pack_samples([two_turns(0.5, -0.25, final=2.0), sample(1, 2, reward=1.0)])
+    assert token_rewards(batch).tolist() == [0, 0, 0.5, 0, 1.75, 0, 0, 1.0]
+
+
+def test_without_turn_rewards_a_batch_has_no_field_for_them():
+    assert "turn_rewards" not in pack_samples([two_turns(0.0, 0.0, final=2.0)])
+
+
+def test_group_advantages_count_all_that_a_sample_earned():
+    batch = pack_samples([two_turns(0.5, 0.5, final=1.0), two_turns(0.0, 0.0, final=1.0)])
+    advantages = add_group_advantages(batch, AlgorithmOptions(group_std=False))["advantages"]
+    assert advantages.tolist() == [0, 0.5, 0.5, 0, 0.5, 0, -0.5, -0.5, 0, -0.5]
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.randoms())
