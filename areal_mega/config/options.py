@@ -148,12 +148,18 @@ class CriticOptions:
     warmup_steps: int = option(0, "First steps in which only the critic is trained.", minimum=0)
 
 
+WORKFLOW_NAMES = ("single_turn", "multi_turn", "tools", "openai")
+TOOL_NAMES = ("calculator", "python", "search")
+
+
 @dataclass
 class RolloutOptions:
     prompts_per_step: int = option(32, "Prompts drawn for each training step.", minimum=1)
     samples_per_prompt: int = option(8, "Samples of each prompt: the group size G.", minimum=1)
     max_prompt_tokens: int = option(512, "Longest prompt; a longer one stops the run, naming its line.", minimum=1)
-    max_new_tokens: int = option(512, "Longest response.", minimum=1)
+    max_new_tokens: int = option(
+        512, "Longest response, or turn of one; max_prompt_tokens and this together bound a whole sample.", minimum=1
+    )
     temperature: float = option(1.0, "Sampling temperature; the trainer's log-probs use the same.", above=0)
     top_p: float = option(1.0, "Nucleus sampling in training; must be 1 (see the check).")
     top_k: int = option(-1, "Top-k sampling in training; must be -1 (see the check).")
@@ -163,6 +169,19 @@ class RolloutOptions:
     start_timeout: float = option(300.0, "Seconds the engine may take to answer after its start.", above=0)
     request_timeout: float = option(600.0, "Seconds one generation request may take.", above=0)
     threads: int = option(1, "CPU threads of each engine process.", minimum=1)
+    workflow: str = option(
+        "single_turn",
+        f"How a prompt becomes samples (docs/rollout.md): {', '.join(WORKFLOW_NAMES)}, or your own as "
+        "package.module:function.",
+    )
+    max_turns: int = option(8, "multi_turn, tools: most turns of the model in a sample.", minimum=1)
+    environment: str | None = option(None, "multi_turn: what the model talks with, as package.module:Class.")
+    tools: list[str] = option([], f"tools: of {', '.join(TOOL_NAMES)}, or your own as package.module:NAME.")
+    documents: str | None = option(None, "The tool search: JSONL file of what it finds, a text (and title) a line.")
+    agent: str | None = option(None, "openai: the agent, as package.module:function.")
+    engine_wait: float = option(
+        300.0, "Seconds a request waits for an engine to come back when none is alive.", above=0
+    )
     sglang: dict[str, Any] = option(
         {},
         "Fields of SGLang's ServerArgs, passed on as they are. On a GPU, which the trainers share, "

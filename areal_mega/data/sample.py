@@ -11,7 +11,8 @@ class Prompt:
     """One problem. One line of a data set.
 
     answer: the reference answer; solutions: further answers that are as right. task: what kind of problem it is,
-    which names a verifier. source: file and line it was read from, for messages.
+    which names a verifier. source: file and line it was read from, for messages. messages: the same problem as a
+    conversation, for workflows that go on with it.
     """
 
     id: str
@@ -22,6 +23,7 @@ class Prompt:
     solutions: tuple[str, ...] = ()
     task: str = ""
     source: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from areal_mega.config.options import DataSetOptions, PPOOptions
 from areal_mega.data import Prompt, Sample
 from areal_mega.data.jsonl import endless_batches, read_prompts
 from areal_mega.data.mixing import mixed, training_sets, validation_set
-from areal_mega.data.tokenizer import load_tokenizer
+from areal_mega.data.tokenizer import load_tokenizer, stop_tokens
 from areal_mega.policy.model import MegatronModel
 from areal_mega.resharding.transport import FullWeightTransport
 from areal_mega.rewards import check_answers, judge
+from areal_mega.rollout.local_engines import LocalEngines
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import SGLangServer
 
@@ -50,7 +51,8 @@ class Generation:
             seed=options.seed,
             log_path=directory / "engine.log",
         )
-        self._sampler = Sampler(self.server, tokenizer, options.rollout)
+        stops = stop_tokens(options.model.path, tokenizer)
+        self._sampler = Sampler(LocalEngines([self.server]), tokenizer, options.rollout, stops)
         self._transport = FullWeightTransport(self.server)
 
     def seek(self, position: int) -> None:
