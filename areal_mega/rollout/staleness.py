@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -13,8 +14,10 @@ class StalenessManager:
 
     (AReaL, arXiv:2505.24298, section 5.1.) ``version`` batches have been trained on, ``accepted`` groups have been
     finished for training since the run began, ``running`` are under way. So whatever is started at a version fits into
-    the batches up to the one that is trained ``eta`` versions later, provided that a batch takes first what must not
-    wait any longer (`overdue`): then no sample is trained on whose first token is more than eta versions old.
+    the batches up to the one that is trained ``eta`` versions later. The formula alone does not see to it that it gets
+    there: a group that takes long could be overtaken again and again. A batch must take the oldest, and wait where
+    what it leaves would come too late (`in_time`). Then no sample is trained on whose first token is more than eta
+    versions old, and no group is thrown away for its age.
 
     batch: groups of a training step. eta: 0 is synchronous. spare: groups beyond, so that a batch need not wait for
     its slowest (over-sampling); what is not taken then is dropped.
@@ -42,9 +45,12 @@ class StalenessManager:
         ahead = (self.eta + self.version + 1) * self.batch + self.spare
         return max(0, min(self.max_running - self.running, ahead - (self.accepted + self.running)))
 
-    def overdue(self, started_at: int) -> bool:
-        """Whether a group that was started at this version must be in the next batch."""
-        return started_at <= self.version - self.eta
+    def in_time(self, left: Iterable[int]) -> bool:
+        """Whether all that the next batch leaves can still be trained on within eta versions.
+
+        left: the version each of them was started at, whether it runs or is finished. The oldest go first.
+        """
+        return all(self.version + 1 + i // self.batch <= v + self.eta for i, v in enumerate(sorted(left)))
 
     def start(self) -> None:
         """A group is started; `capacity` must allow it."""
