@@ -30,6 +30,7 @@ from areal_mega.config.options import (
     RewardOptions,
     SFTOptions,
 )
+from areal_mega.config.rollout import rollout_problems
 
 # The parts of a layer that Megatron can compute again.
 RECOMPUTABLE = ("core_attn", "mlp", "moe", "shared_experts", "moe_act", "mla_up_proj", "layernorm")
@@ -79,6 +80,7 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     yield from _schedule("policy.optimizer", options.policy.optimizer, options.policy_updates)
     longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
     yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
+    yield from rollout_problems(options)
     yield from engine_problems(options, ranks, device)
 
 
@@ -177,7 +179,7 @@ def _policy_loss(a: AlgorithmOptions) -> Iterator[str]:
             f"algorithm.behavior_cap={a.behavior_cap} says behavior=token, behavior_mode=truncate and "
             "behavior_high at once; set either it or the other algorithm.behavior options."
         )
-    elif a.behavior is None and (limits or a.behavior_mode != "truncate"):
+    elif a.behavior in (None, "none") and (limits or a.behavior_mode != "truncate"):
         yield (
             "algorithm.behavior_mode, behavior_low or behavior_high is set, but no weight is taken; set "
             "algorithm.behavior to token, sequence or sequence-mean."

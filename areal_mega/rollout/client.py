@@ -22,6 +22,10 @@ ATTEMPTS = 5
 # How long a request rests that the engine aborted before it had a token; doubled each time.
 REST_SECONDS, LONGEST_REST = 0.05, 1.0
 PROBE_SECONDS = 30.0
+# The server closes an idle connection after 5 seconds; one that is closed while it is taken up again looks like the
+# loss of the engine.
+KEEP_ALIVE_SECONDS = 1.0
+_POLL_SECONDS = 0.01
 # What a proxy or a server that is going down answers.
 _GONE = (502, 503, 504)
 
@@ -53,14 +57,13 @@ class Generation:
 @dataclass
 class RequestCounts:
     """generated: tokens. resumed: parts that were aborted and gone on with. resent: requests an engine was lost with;
-    what it had generated of them is lost too. cut: tokens of responses that were ended early, see `cut`.
+    what it had generated of them is lost too.
     """
 
     requests: int = 0
     generated: int = 0
     resumed: int = 0
     resent: int = 0
-    cut: int = 0
 
 
 class CutError(Exception):
@@ -87,9 +90,11 @@ class GenerationClient:
         self._timeout, self._decode, self._cuttable = request_timeout, decode, cuttable
         self._slots = asyncio.Semaphore(concurrency)
         self._open: dict[Hashable, dict[str, EngineAddress]] = {}
+        self._generated: dict[Hashable, int] = {}
         self._cut: set[Hashable] = set()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=request_timeout)
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=request_timeout),
         )
         self._watch: asyncio.Task[None] | None = None
 
@@ -123,16 +128,24 @@ class GenerationClient:
             await asyncio.gather(*(self._finish(prompt, one, s, key) for one, s in zip(parts, each, strict=True)))
         )
 
-    async def cut(self, key: Hashable) -> None:
-        """End the responses of a key early; what they had is counted, their callers get `CutError`."""
+    async def cut(self, key: Hashable) -> int:
+        """End the responses of a key early; their callers get `CutError`. Returns all tokens the key ever generated."""
         self._cut.add(key)
         orders = [self._abort(address, rid) for rid, address in self._open.get(key, {}).items()]
         await asyncio.gather(*orders, return_exceptions=True)
+        await self._answered(key)
+        return self._generated.get(key, 0)
 
     def forget(self, key: Hashable) -> None:
         """Nothing more comes with this key."""
         self._cut.discard(key)
+        self._generated.pop(key, None)
         self.pool.forget(key)
+
+    async def _answered(self, key: Hashable) -> None:
+        """Return when all requests of a key have been answered: what they generated is known then."""
+        while key in self._open:
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _finish(
         self, prompt: Sequence[int], part: Generation, sampling: Sampling, key: Hashable | None
@@ -143,7 +156,7 @@ class GenerationClient:
             if ended := sampling.ended(part.tokens, self._decode):
                 return replace(part, finish_reason=ended)
             if key in self._cut:
-                self.counts.cut += len(part.tokens)
+                await self._answered(key)
                 raise CutError
             self.counts.resumed += 1
             more = await self._request([*prompt, *part.tokens], [sampling.after(len(part.tokens))], key)
@@ -169,6 +182,7 @@ class GenerationClient:
                 continue
             self.counts.requests += 1
             self.counts.generated += lease.tokens
+            self._generated[key] = self._generated.get(key, 0) + lease.tokens
             return parts
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -20,7 +20,8 @@ class StalenessManager:
     versions old, and no group is thrown away for its age.
 
     batch: groups of a training step. eta: 0 is synchronous. spare: groups beyond, so that a batch need not wait for
-    its slowest (over-sampling); what is not taken then is dropped.
+    its slowest (over-sampling); what is not taken then is dropped. steps: batches of the whole run, beyond which
+    nothing is started; None: no end.
 
     Raises ValueError for numbers that cannot be.
     """
@@ -32,6 +33,8 @@ class StalenessManager:
     spare: int = 0
     running: int = 0
     accepted: int = -1
+    steps: int | None = None
+    taken: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.eta < 0 or self.max_running < 1 or self.version < 0 or self.spare < 0:
@@ -42,7 +45,11 @@ class StalenessManager:
     @property
     def capacity(self) -> int:
         """Groups that may be started now."""
-        ahead = (self.eta + self.version + 1) * self.batch + self.spare
+        batches = self.eta + self.version + 1
+        if self.steps is not None:
+            batches = min(batches, self.steps)
+        # Spare groups are for a batch that is still to be filled.
+        ahead = batches * self.batch + (self.spare if batches > self.version and not self.taken else 0)
         return max(0, min(self.max_running - self.running, ahead - (self.accepted + self.running)))
 
     def in_time(self, left: Iterable[int]) -> bool:
@@ -71,8 +78,12 @@ class StalenessManager:
         """Accepted groups are not trained on after all."""
         self.accepted -= groups
 
+    def take(self) -> None:
+        """The batch of this version is complete, and trained on now."""
+        self.taken = True
+
     def publish(self, version: int) -> None:
         """The engines have new weights; versions only go up."""
         if version < self.version:
             raise ValueError(f"version {version} after {self.version}")
-        self.version = version
+        self.version, self.taken = version, False

@@ -118,7 +118,7 @@ def policy_loss_options(options: AlgorithmOptions) -> ops.PolicyLossOptions:
         clip_high=a.clip_high,
         dual_clip=a.dual_clip,
         ratio=a.ratio,
-        behavior=a.behavior if cap is None else "token",
+        behavior="token" if cap is not None else None if a.behavior == "none" else a.behavior,
         behavior_mode=a.behavior_mode,
         behavior_low=a.behavior_low,
         behavior_high=a.behavior_high if cap is None else cap,

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+from engine.conftest import EOS
 from engine.oracles import logprobs_by, make_prompts
 from models import tiny_model
 
@@ -14,8 +15,8 @@ from areal_mega.rollout.sampling import Sampling
 
 pytestmark = pytest.mark.engine
 
-NEW_TOKENS = 150
-LONG = Sampling(max_new_tokens=NEW_TOKENS)
+NEW_TOKENS = 200
+LONG = Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(EOS,))
 
 
 @asynccontextmanager
@@ -30,6 +31,12 @@ async def client_of(server, **options):
 def weights_restored(transport, start_model):
     yield
     transport.send(start_model.named_parameters(), version=0)
+
+
+async def all_are_running(client):
+    """A short request that came last is finished; returns its tokens."""
+    await asyncio.sleep(0.05)
+    return len((await client.generate([9], Sampling(max_new_tokens=5)))[0].tokens)
 
 
 def update(server, transport, model, version, mode):
@@ -47,24 +54,31 @@ def test_a_weight_update_loses_no_request_and_every_token_has_its_version(server
     async def interrupted():
         async with client_of(server) as client:
             requests = [asyncio.create_task(client.generate(p.tokens, [LONG] * 16, i)) for i, p in enumerate(prompts)]
-            await asyncio.sleep(0.7)
+            short = await all_are_running(client)
             await asyncio.to_thread(update, server, transport, models[1], 1, mode)
-            return await asyncio.gather(*requests), client.counts
+            return await asyncio.gather(*requests), short, client.counts
 
-    groups, counts = asyncio.run(interrupted())
+    groups, short, counts = asyncio.run(interrupted())
 
     assert [len(group) for group in groups] == [16] * 4
     spanning = 0
     for prompt, group in zip(prompts, groups, strict=True):
         for g in group:
             assert len(g.tokens) == len(g.logprobs) == len(g.versions)
-            assert g.finish_reason == ("length" if len(g.tokens) == NEW_TOKENS else "stop")
+            assert_whole(g)
             assert g.versions == sorted(g.versions) and set(g.versions) <= {0, 1}
             spanning += len(set(g.versions)) == 2
         check_logprobs(prompt.tokens, group[0], models)
     assert spanning > 8
-    assert counts.generated == sum(len(g.tokens) for group in groups for g in group)
+    assert counts.generated == sum(len(g.tokens) for group in groups for g in group) + short
     assert (counts.resumed > 0) == (mode == "abort")
+
+
+def assert_whole(g):
+    """It ends with the end token, which is nowhere else, or for its length."""
+    assert EOS not in g.tokens[:-1]
+    assert g.finish_reason == ("stop" if g.tokens[-1] == EOS else "length")
+    assert len(g.tokens) == NEW_TOKENS or g.finish_reason == "stop"
 
 
 def check_logprobs(prompt, g, models):
@@ -83,7 +97,8 @@ def test_requests_aborted_again_and_again_come_to_their_end(server):
             return request.result(), client.counts
 
     generations, counts = asyncio.run(harassed())
-    assert all(len(g.tokens) == NEW_TOKENS or g.finish_reason == "stop" for g in generations)
+    for g in generations:
+        assert_whole(g)
     assert counts.resumed > 0 and counts.generated == sum(len(g.tokens) for g in generations)
 
 
@@ -92,13 +107,13 @@ def test_what_is_cut_is_counted(server):
         async with client_of(server, cuttable=True) as client:
             kept = asyncio.create_task(client.generate([5, 6, 7], LONG, "kept"))
             wasted = asyncio.create_task(client.generate([8, 9], [LONG] * 8, "wasted"))
-            await asyncio.sleep(0.5)
-            await client.cut("wasted")
+            short = await all_are_running(client)
+            tokens = await client.cut("wasted")
             with pytest.raises(CutError):
                 await wasted
             client.forget("wasted")
-            return await kept, client.counts
+            return await kept, tokens + short, client.counts
 
-    (kept,), counts = asyncio.run(cut())
-    assert len(kept.tokens) == NEW_TOKENS or kept.finish_reason == "stop"
-    assert 0 < counts.cut <= counts.generated - len(kept.tokens)
+    (kept,), others, counts = asyncio.run(cut())
+    assert_whole(kept)
+    assert 8 < others == counts.generated - len(kept.tokens)
