@@ -16,7 +16,8 @@ from areal_mega.rollout.pool import EngineAddress, EngineLostError, EnginePool
 from areal_mega.rollout.sampling import Sampling
 from areal_mega.rollout.server import EngineError
 
-CONCURRENT_REQUESTS = 256
+# Each holds a socket, and a process may often open no more than 1024 files.
+CONCURRENT_REQUESTS = 512
 # A request that kills every engine it is sent to must not take all of them, one after the other, for ever.
 ATTEMPTS = 5
 # How long a request rests that the engine aborted before it had a token; doubled each time.

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -27,6 +28,7 @@ from areal_mega.rollout.pool import EngineAddress, EnginePool
 from areal_mega.rollout.server import EngineError
 
 _END_SECONDS = 10.0
+_IDLE_SECONDS = 5.0
 
 
 class RemoteCollector:
@@ -119,6 +121,7 @@ class _Service:
     def __init__(self, pipe: Connection, setup: Setup) -> None:
         self._pipe, self._setup = pipe, setup
         self._revivals: dict[EngineAddress, asyncio.Future[EngineAddress]] = {}
+        self._reader, self._trainer = ThreadPoolExecutor(1, "pipe"), os.getppid()
 
     async def run(self) -> None:
         setup = self._setup
@@ -175,9 +178,16 @@ class _Service:
             future.set_result(found)
 
     async def _receive(self) -> tuple:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read)
+
+    def _read(self) -> tuple:
         """The next message; the trainer's death is as good as its word."""
         try:
-            return await asyncio.to_thread(self._pipe.recv)
+            # A process forked from the trainer may hold the other end open when the trainer is long gone.
+            while not self._pipe.poll(_IDLE_SECONDS):
+                if os.getppid() != self._trainer:
+                    return ("close",)
+            return self._pipe.recv()
         except (EOFError, OSError):
             return ("close",)
 

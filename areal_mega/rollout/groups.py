@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,8 @@ from areal_mega.rollout.proxy import ChatProxy
 from areal_mega.rollout.session import Resources, Session
 from areal_mega.rollout.tools import load_tools
 from areal_mega.rollout.workflows import load_workflow
+
+BLOCKING = 256
 
 
 class GroupRunner:
@@ -42,6 +46,8 @@ class GroupRunner:
         self._resources = Resources(self.client, tokenizer, options, tuple(stop_tokens), tools, ChatProxy())
 
     async def __aenter__(self) -> GroupRunner:
+        # Agents and tools that block each hold a thread, most of the time to wait.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING, "workflow"))
         await self.client.__aenter__()
         return self
 
