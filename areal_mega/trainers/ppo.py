@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from areal_mega.algorithms.kl import kl_estimate
 from areal_mega.algorithms.losses import ValueLoss, generated_tokens
 from areal_mega.config.options import OptimizerOptions, PPOOptions
-from areal_mega.data import PackedBatch, Sample
+from areal_mega.data import PackedBatch
 from areal_mega.policy.gpt import Head
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
 from areal_mega.resharding.deployment import Deployment
+from areal_mega.rollout.collector import Batch
 from areal_mega.runtime.distributed import Topology
 from areal_mega.telemetry.journal import Journal
 from areal_mega.telemetry.progress import ProgressDisplay
@@ -112,7 +113,7 @@ class PPOTrainer:
                 if every and step % every == 0 and step < steps:
                     self.evaluate(step)
                 with self.timers.phase("checkpoint") if self.options.checkpoint.every else nullcontext():
-                    progress = {"before": asdict(before), "position": self.position, **seconds()}
+                    progress = {"before": asdict(before), **self.progress, **seconds()}
                     progress["adaptive"] = self.adaptive.state()
                     self.recovery.after_step(step, self.trained, progress)
             rl_seconds = seconds()["seconds_rl"]
@@ -129,7 +130,7 @@ class PPOTrainer:
         if recovery.point:
             self.adaptive.restore(progress.get("adaptive", {}))
             if self.generation:
-                self.generation.seek(progress.get("position", 0))
+                self.generation.seek(progress.get("position", 0), progress.get("pending", []))
             self.publish(recovery.step)
             self.display.say(f"resumed after step {recovery.step} from {recovery.point}")
         if "before" in progress:
@@ -144,22 +145,22 @@ class PPOTrainer:
         return {"policy": self.policy, **({"critic": self.critic} if self.critic else {})}
 
     @property
-    def position(self) -> int:
-        """Training prompts drawn so far; the main rank counts them."""
-        return self.generation.position if self.generation else 0
+    def progress(self) -> dict[str, Any]:
+        """Where in the order of the prompts the run is; the main rank knows."""
+        return self.generation.progress if self.generation else {}
 
     def step(self, step: int) -> None:
         """Generate, score, train, publish: afterwards the engine has the new weights."""
         with self.timers.phase("rollout"):
-            samples = self.generation.next_samples() if self.generation else []
-            batch = self.topology.broadcast(pack_samples(samples) if samples else None)
+            drawn = self.generation.next_batch() if self.generation else None
+            batch = self.topology.broadcast(pack_samples(drawn.samples) if drawn else None)
         with self.timers.phase("score"):
             share, metrics = self.score(batch, step)
         with self.timers.phase("train"):
             metrics |= self.update(share, step)
         with self.timers.phase("sync"):
             self.publish(step)
-        self.report(step, samples, metrics)
+        self.report(step, drawn, metrics)
 
     def score(self, batch: PackedBatch, step: int) -> tuple[Share, dict[str, float]]:
         """This replica's share of the batch with log-probs, values and advantages; and their metrics."""
@@ -200,7 +201,7 @@ class PPOTrainer:
         self.policy.settle()
         self.weight_sync.send(version)
         if self.generation:
-            self.generation.version = version
+            self.generation.published(version)
 
     def evaluate(self, step: int) -> Evaluation:
         """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy."""
@@ -236,12 +237,12 @@ class PPOTrainer:
     def _largest(self, x: Tensor) -> float:
         return float(self.topology.max_over_dp(x.max() if x.numel() else torch.zeros(()).double()))
 
-    def report(self, step: int, samples: Sequence[Sample], metrics: dict[str, float]) -> None:
+    def report(self, step: int, drawn: Batch | None, metrics: dict[str, float]) -> None:
         """Show and write the step's metrics."""
-        if self.journal is None:
+        if self.journal is None or drawn is None:
             return
         metrics |= self.timers.pop()
-        metrics |= report.sample_metrics(samples, metrics["time/step"])
+        metrics |= drawn.metrics | report.sample_metrics(drawn.samples, metrics["time/step"])
         self.journal.write(step, metrics)
         self.display.step(step, metrics)
 
