@@ -236,12 +236,6 @@ class RolloutOptions:
 
 @dataclass
 class ReshardingOptions:
-    transport: str = option(
-        "auto",
-        "How new weights get into the engines (docs/resharding.md). colocated: through a buffer on each engine rank's "
-        "device. disaggregated: from process to process. disk: through a folder. auto: colocated.",
-        choices=("auto", "colocated", "disaggregated", "disk"),
-    )
     buffer_mb: int = option(
         1024, "MiB of the buffer of each engine rank; a larger share goes in chunks, through its halves.", minimum=1
     )

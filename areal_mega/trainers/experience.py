@@ -38,6 +38,7 @@ def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
                 "tokens": s.tokens,
                 "loss_mask": s.loss_mask,
                 "behavior_logprobs": s.behavior_logprobs,
+                "versions": s.versions,
                 **({"turn_rewards": s.turn_rewards} if by_turn else {}),
             }
             for s in samples

@@ -173,7 +173,7 @@ class PPOTrainer:
         if self.critic:
             share = share.with_fields(values=self.critic.forward(share.batch)["values"])
         share = replace(share, batch=with_advantages(share.batch, a, self.adaptive, t.sum_over_dp))
-        metrics = self._score_metrics(share)
+        metrics = self._score_metrics(share, version=step - 1)
         if self.reference and step > self.options.critic.warmup_steps:  # until then the policy cannot move
             self.adaptive.kl.update(metrics["policy/response_kl"], self.options.samples_per_step)
         return share, metrics
@@ -211,28 +211,35 @@ class PPOTrainer:
         self.journal.write(step, report.evaluation_metrics(evaluation))
         return evaluation
 
-    def _score_metrics(self, share: Share) -> dict[str, float]:
-        """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference."""
+    def _score_metrics(self, share: Share, version: int) -> dict[str, float]:
+        """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference.
+
+        Mismatch is the difference of log-probs of the same weights, ``version``; on the tokens of older ones the
+        difference is ``staleness/gap``.
+        """
         batch, a = share.batch, self.options.algorithm
         mask = batch["loss_mask"]
+        everywhere = torch.ones_like(batch["versions"][mask], dtype=torch.bool)
+        fresh = batch["versions"][mask] == version
         difference = (batch["proximal_logprobs"] - batch["behavior_logprobs"])[mask].double().abs()
-        per_token = {"mismatch/mean": difference}
+        means = {"mismatch/mean": (difference, fresh), "staleness/gap": (difference, ~fresh)}
         if a.m2_threshold is not None:
-            per_token["policy/m2_masked"] = ~batch["trusted"][mask]
+            means["policy/m2_masked"] = (~batch["trusted"][mask], everywhere)
         if self.reference:
-            k1, k3 = (
-                kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], k)[mask] for k in ("k1", "k3")
-            )
-            per_token |= {"policy/reference_kl": k3, "policy/response_kl": k1}
-        responses = (generated_tokens(batch) > 0).sum()
-        sums = torch.stack([mask.sum().double(), responses.double(), *(x.double().sum() for x in per_token.values())])
-        tokens, responses, *totals = self.topology.sum_over_dp(sums).tolist()
-        metrics = {name: total / max(tokens, 1) for name, total in zip(per_token, totals, strict=True)}
-        if self.reference:
-            metrics["policy/response_kl"] *= tokens / max(responses, 1)  # of a whole response, not of a token
+            x, y = batch["proximal_logprobs"], batch["reference_logprobs"]
+            means["policy/reference_kl"] = (kl_estimate(x, y, "k3")[mask], everywhere)
+            means["policy/response_kl"] = (kl_estimate(x, y, "k1")[mask], everywhere)
+        sums = [x.double()[where].sum() for x, where in means.values()]
+        counts = [where.double().sum() for _, where in means.values()]
+        responses = (generated_tokens(batch) > 0).double().sum()
+        totals = self.topology.sum_over_dp(torch.stack([responses, *sums, *counts])).tolist()
+        pairs = zip(means, totals[1 : 1 + len(means)], totals[1 + len(means) :], strict=True)
+        metrics = {name: total / count for name, total, count in pairs if count}
+        if self.reference:  # of a whole response, not of a token
+            metrics["policy/response_kl"] = totals[1 + list(means).index("policy/response_kl")] / max(totals[0], 1)
         if a.kl_target is not None:
             metrics["policy/kl_coef"] = self.adaptive.kl.coef
-        return metrics | {"mismatch/max": self._largest(difference)}
+        return metrics | {"mismatch/max": self._largest(difference[fresh])}
 
     def _largest(self, x: Tensor) -> float:
         return float(self.topology.max_over_dp(x.max() if x.numel() else torch.zeros(()).double()))
