@@ -49,10 +49,11 @@ def context_length(options: RolloutOptions) -> int:
 def engine_problems(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     """What is wrong with the engine's options, in sentences. device: ``cpu`` or ``cuda``."""
     rollout = options.rollout
-    if rollout.engines * rollout.tensor > ranks:
+    if options.resharding.transport == "colocated" and rollout.engines * rollout.tensor > ranks:
         yield (
             f"rollout.engines={rollout.engines} of rollout.tensor={rollout.tensor} need more than the {ranks} rank(s) "
-            "of this run; the engines live on the trainers' devices. Lower one of them or start more ranks."
+            "of this run; the engines live on the trainers' devices. Lower one of them, start more ranks, or set "
+            "resharding.transport=disaggregated."
         )
     if rollout.tensor % rollout.expert:
         yield f"rollout.expert={rollout.expert} must divide rollout.tensor={rollout.tensor}."
