@@ -87,7 +87,7 @@ void over_vectors(const bool* loss_mask, int64_t begin, int64_t end, const Body&
 }
 
 // So many vectors are summed in T; those sums, and the lanes at the end, in double.
-constexpr int kVectorsPerRun = 16;
+constexpr int kVectorsPerRun = 8;
 
 // Calls body(begin, end) for each run of the tokens [begin, end).
 template <typename T, typename Body>
