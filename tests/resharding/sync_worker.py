@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -82,9 +82,11 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
     weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
     before = [checksums(engine) for engine in engines]
     report = weight_sync.send(version)
-    with ThreadPoolExecutor() as threads:  # through the connection that there is, and while requests run
-        running = [threads.submit(answer, engine, LONG) for engine in engines for _ in range(4)]
-        time.sleep(0.5)
+    with ThreadPoolExecutor(16) as threads:  # through the connection that there is, and while requests run
+        begun = [Event() for _ in range(4 * len(engines))]
+        running = [threads.submit(answer, engines[i // 4], LONG, event) for i, event in enumerate(begun)]
+        for event in begun:
+            event.wait(60)
         again = weight_sync.send(version + 100)
         under_way = [request.result() for request in running]
     result = {
@@ -109,19 +111,25 @@ def checksums(engine: SGLangServer) -> list[dict[str, str]]:
     return sorted((rank["checksums"] for rank in answer["ranks"]), key=json.dumps)
 
 
-def answer(engine: SGLangServer, length: int = 8) -> dict[str, Any]:
+def answer(engine: SGLangServer, length: int = 8, begun: Event | None = None) -> dict[str, Any]:
+    """begun: set when the first token is there."""
     body = {
         "input_ids": PROMPT,
         "sampling_params": {"max_new_tokens": length, "temperature": 0, "ignore_eos": True},
         "return_logprob": True,
+        "stream": True,
     }
     request = urllib.request.Request(
         f"{engine.url}/generate",
         data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {engine.api_key}", "Content-Type": "application/json"},
     )
-    with HTTP.open(request, timeout=60) as response:
-        said = json.load(response)
+    with HTTP.open(request, timeout=120) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                said = json.loads(line.removeprefix(b"data: "))
+                if begun:
+                    begun.set()
     logprobs = [logprob for logprob, _, _ in said["meta_info"]["output_token_logprobs"]]
     spans = [(span["version"], span["end"] - span["start"]) for span in said["meta_info"]["weight_versions"]]
     return {"tokens": said["output_ids"], "logprobs": logprobs, "versions": spans}
