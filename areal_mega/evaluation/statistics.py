@@ -16,10 +16,10 @@ def confidence_interval(rates: Sequence[float], confidence: float) -> tuple[floa
     """Limits of the mean of ``rates``, the share of right answers to each problem.
 
     The normal approximation with standard errors clustered by problem (Miller, "Adding Error Bars to Evals",
-    arXiv 2411.00640, section 2.2): with as many answers to each problem it is the mean's own, from the deviation of the
-    rates. It is for other problems of the same kind, not only for other answers to these. Where all answers are right,
-    or all wrong, the deviation says nothing and the limits are the exact ones of one answer to each problem (Clopper and
-    Pearson, 1934). None for one problem with answers of both kinds.
+    arXiv 2411.00640): with as many answers to each problem it is that of the mean of the rates. It is for other
+    problems of the same kind, not only for other answers to these. Where all answers are right, or all wrong, the
+    deviation says nothing, and the limits are the exact ones of one answer to each problem (Clopper and Pearson, 1934).
+    None for one problem with answers of both kinds.
     """
     problems, mean = len(rates), fmean(rates)
     if mean in (0.0, 1.0):
