@@ -2,8 +2,9 @@
 
 ``+experiment=NAME`` selects a recipe from configs/experiment, or from the user's own folder beside it
 (``--config-dir DIR``: DIR/experiment); ``+algorithm=NAME``, or several as ``+algorithm=[NAME,NAME]``, sets the options
-that make an algorithm, from configs/algorithm. Every option can be overridden in Hydra's grammar, ``--cfg job`` prints
-the result, ``--list`` names the recipes and algorithms, ``--help`` explains every option.
+that make an algorithm, from configs/algorithm; ``+scale=smoke`` makes a recipe small enough for a laptop. Every option
+can be overridden in Hydra's grammar, ``--cfg job`` prints the result, ``--list`` names the recipes and algorithms,
+``--help`` explains every option.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def compose_config(program: str, overrides: Sequence[str], folder: Path | None =
     """Hydra's composition of the program's options, its experiment and the overrides; folder: the user's recipes."""
     _check_experiment(program, overrides, folder)
     _check_algorithms(overrides, folder)
-    # What comes later wins: an algorithm is laid over the recipe, wherever it stands on the command line.
-    overrides = sorted(overrides, key=lambda o: o.startswith("+algorithm="))
+    # What comes later wins: algorithm and scale are laid over the recipe, wherever they stand on the command line.
+    overrides = sorted(overrides, key=lambda o: (o.startswith("+scale="), o.startswith("+algorithm=")))
     ConfigStore.instance().store(name=program, node=PROGRAMS[program])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -151,7 +152,7 @@ def help_text(program: str) -> str:
     """How to start the program and every option with its type, default and meaning."""
     recipes = (
         "--list: all experiments and algorithms.  --config-dir DIR: yours in DIR/experiment and DIR/algorithm too.\n"
-        "+algorithm=NAME: over the experiment, the options of an algorithm.  "
+        "+algorithm=NAME: over the experiment, the options of an algorithm.  +scale=smoke: to try it on a laptop.\n"
     )
     lists = "--list: all benchmarks.  " if program == "evaluate" else recipes
     head = f"{_STARTS[program]}\n\n{lists}--cfg job: the resulting options.\nOptions and their defaults:\n"

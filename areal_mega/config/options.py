@@ -68,6 +68,9 @@ class OptimizerOptions:
 
 @dataclass
 class ParallelOptions:
+    ranks: int | None = option(
+        None, "GPUs that the layout is for, and the only number it may be started on; null: any.", minimum=1
+    )
     tensor: int = option(1, "Tensor-parallel size (TP).", minimum=1)
     pipeline: int = option(
         1, "Pipeline-parallel size (PP). The data-parallel size DP is ranks / (TP * PP * CP).", minimum=1
@@ -440,6 +443,11 @@ class CommonOptions:
         "a run directory or one of its checkpoints. null: a new run.",
     )
     save: bool = option(True, "Save the trained model in Hugging Face format.")
+    stand_ins: str | None = option(
+        None,
+        "Folder of stand-ins, which take the place of the model and all data sets: a tiny random model of the same "
+        "family, sums in the same formats (+scale=smoke). null: none.",
+    )
     checkpoint: CheckpointOptions = group(CheckpointOptions, "Checkpoints to resume from.")
     model: ModelOptions = group(ModelOptions, "The model.")
     policy: PolicyOptions = group(PolicyOptions, "Megatron: layout, optimizer, token budget.")
@@ -454,6 +462,9 @@ class PPOOptions(CommonOptions):
 
     program: str = option("ppo", "The program the recipe is for.", choices=("ppo",))
     steps: int = option(100, "Training steps: each is one batch of samples.", minimum=0)
+    dry_run: bool = option(
+        False, "Check the options, print what policy.parallel.ranks would hold and send, and leave (docs/recipes.md)."
+    )
     critic: CriticOptions = group(CriticOptions, "The critic (algorithm.advantage=gae).")
     rollout: RolloutOptions = group(RolloutOptions, "Generation with SGLang.")
     resharding: ReshardingOptions = group(ReshardingOptions, "New weights for the engines.")

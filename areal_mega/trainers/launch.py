@@ -40,6 +40,10 @@ def launch(program: str, run: Callable[[Any, Any, Path], None], arguments: Seque
 
 def _run(program: str, run: Callable, arguments: list[str], rank: int, ranks: int) -> None:
     options = parse(program, arguments, main_rank=rank == 0)
+    if options.stand_ins:
+        from areal_mega.trainers.stand_ins import with_stand_ins
+
+        options = with_stand_ins(options)
 
     import torch
 

@@ -24,7 +24,8 @@ def test_a_killed_evaluation_goes_on(start, model_folder, data_file, tmp_path):
     whole = answers.read_bytes().rpartition(b"\n")[0].splitlines()
     assert 0 < len(whole) < 256 and not (output / "results.json").exists()
 
-    assert (program := start(*arguments, ranks=None)).wait() == 0, program.output
+    program = start(*arguments, ranks=None)
+    assert program.wait() == 0, program.output
     program.assert_nothing_left()
     assert answers.read_bytes().splitlines()[: len(whole)] == whole
     kept = [json.loads(line) for line in answers.read_text().splitlines()]
@@ -37,6 +38,7 @@ def test_a_killed_evaluation_goes_on(start, model_folder, data_file, tmp_path):
 
     # All answers are there: no engine is started for other questions about them.
     (output / "engine-0.log").unlink()
-    assert (program := start(*arguments, "pass_at=[3]", ranks=None)).wait() == 0, program.output
+    program = start(*arguments, "pass_at=[3]", ranks=None)
+    assert program.wait() == 0, program.output
     assert not (output / "engine-0.log").exists()
     assert set(json.loads((output / "results.json").read_text())[str(data_file)]["pass_at_k"]) == {"3"}
