@@ -139,7 +139,8 @@ def _policy(options: CommonOptions, ranks: int) -> Iterator[str]:
 
 
 def _divisible_by_layout(name: str, path: str, options: CommonOptions) -> Iterator[str]:
-    for problem in layout_problems(_config_of(path), options.policy.parallel):
+    model = _config_of(path)
+    for problem in layout_problems(model, options.policy.parallel) if model else ():
         yield f"{name}={path}: {problem}."
 
 

@@ -443,6 +443,9 @@ class CommonOptions:
         "a run directory or one of its checkpoints. null: a new run.",
     )
     save: bool = option(True, "Save the trained model in Hugging Face format.")
+    dry_run: bool = option(
+        False, "Check the options, print what policy.parallel.ranks would hold and send, and leave (docs/recipes.md)."
+    )
     stand_ins: str | None = option(
         None,
         "Folder of stand-ins, which take the place of the model and all data sets: a tiny random model of the same "
@@ -462,9 +465,6 @@ class PPOOptions(CommonOptions):
 
     program: str = option("ppo", "The program the recipe is for.", choices=("ppo",))
     steps: int = option(100, "Training steps: each is one batch of samples.", minimum=0)
-    dry_run: bool = option(
-        False, "Check the options, print what policy.parallel.ranks would hold and send, and leave (docs/recipes.md)."
-    )
     critic: CriticOptions = group(CriticOptions, "The critic (algorithm.advantage=gae).")
     rollout: RolloutOptions = group(RolloutOptions, "Generation with SGLang.")
     resharding: ReshardingOptions = group(ReshardingOptions, "New weights for the engines.")

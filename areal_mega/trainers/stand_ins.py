@@ -111,7 +111,8 @@ def _records(format: str, task: str) -> Iterator[Any]:
     for number, (question, answer) in enumerate(_sums()):
         record = _RECORDS[format](question, answer)
         if task == "code":
-            record |= {"task": "code", "query_id": str(number), "input_output": _tests(answer)}
+            program = f"print({answer})"
+            record |= {"task": "code", "query_id": str(number), "solutions": [program], "input_output": _tests(answer)}
         yield record
 
 
