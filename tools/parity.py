@@ -21,7 +21,8 @@ from areal_mega.config.errors import UserError
 from areal_mega.config.options import ParallelOptions, PolicyOptions, RolloutOptions, RuntimeOptions
 from areal_mega.data import PackedBatch, Prompt, Sample
 from areal_mega.data.jsonl import read_prompts
-from areal_mega.data.tokenizer import load_tokenizer
+from areal_mega.data.tokenizer import load_tokenizer, stop_tokens
+from areal_mega.rollout.local_engines import LocalEngines
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import EngineError, SGLangServer
 from areal_mega.trainers.experience import pack_samples
@@ -100,7 +101,8 @@ def answer_with_sglang(arguments: argparse.Namespace, tokenizer: Any, prompts: l
             arguments.model, options, dtype="float32", device="cpu", seed=1, log_path=Path(folder) / "engine.log"
         ) as server,
     ):
-        return Sampler([server], tokenizer, options).generate(prompts, 1, temperature=0)
+        sampler = Sampler(LocalEngines([server]), tokenizer, options, stop_tokens(arguments.model, tokenizer))
+        return sampler.generate(prompts, 1, temperature=0)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from areal_mega.data.records import read_records
 from areal_mega.rewards import VERIFIERS, Score
 from areal_mega.rewards.judge import score_all
 from areal_mega.rewards.registry import TASKS, load
-from areal_mega.rewards.sandbox import isolation
+from areal_mega.runtime.sandbox import isolation
 
 BATCH = 256
 

@@ -98,7 +98,7 @@ def summary(found: dict, layout: str, dtype: str) -> list[dict]:
             "seconds": seconds,
             "ratio": median(seconds) / planned,
             "load": found["load"],
-            **(found["report"] if method == "planned" else {}),
+            **({"report": found["report"]} if method == "planned" else {}),
         }
         for method, seconds in found["seconds"].items()
     ]
@@ -114,6 +114,5 @@ def show(rows: list[dict]) -> None:
         table.add_row(row["method"], f"{row['median_seconds']:.3f}", every, f"{row['ratio']:.2f}")
     console = Console()
     console.print(table)
-    console.print(
-        f"planned: {first['bytes_moved']:,} bytes moved, lower bound {first['lower_bound']:,}; load {first['load']}"
-    )
+    moved, bound = (first["report"][name] for name in ("bytes_moved", "lower_bound"))
+    console.print(f"planned: {moved:,} bytes moved, lower bound {bound:,}; load {first['load']}")

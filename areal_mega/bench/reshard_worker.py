@@ -84,6 +84,7 @@ class Bench:
         from sglang.srt.utils import init_custom_process_group
 
         assert self.engine
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # a store of torchrun's knows nothing of the workers
         port = free_port()
         order = {
             "master_address": "127.0.0.1",

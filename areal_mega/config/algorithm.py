@@ -125,7 +125,7 @@ def _behavior(a: AlgorithmOptions) -> Iterator[str]:
             f"algorithm.behavior_cap={a.behavior_cap} says behavior=token, behavior_mode=truncate and "
             "behavior_high at once; set either it or the other algorithm.behavior options."
         )
-    elif a.behavior is None and (limits or a.behavior_mode != "truncate"):
+    elif a.behavior in (None, "none") and (limits or a.behavior_mode != "truncate"):
         yield (
             "algorithm.behavior_mode, behavior_low or behavior_high is set, but no weight is taken; set "
             "algorithm.behavior to token, sequence or sequence-mean."

@@ -31,6 +31,7 @@ from areal_mega.config.options import (
     RewardOptions,
     SFTOptions,
 )
+from areal_mega.config.rollout import rollout_problems
 
 # The parts of a layer that Megatron can compute again.
 RECOMPUTABLE = ("core_attn", "mlp", "moe", "shared_experts", "moe_act", "mla_up_proj", "layernorm")
@@ -82,6 +83,7 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     yield from _schedule("policy.optimizer", options.policy.optimizer, options.policy_updates)
     longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
     yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
+    yield from rollout_problems(options)
     yield from engine_problems(options, ranks, device)
 
 

@@ -151,12 +151,61 @@ class CriticOptions:
     warmup_steps: int = option(0, "First steps in which only the critic is trained.", minimum=0)
 
 
+WORKFLOW_NAMES = ("single_turn", "multi_turn", "tools", "openai")
+TOOL_NAMES = ("calculator", "python", "search")
+
+
+@dataclass
+class SelectionOptions:
+    """Which groups are trained on. What is left out is replaced by more, and counted."""
+
+    mixed: bool = option(
+        False,
+        "Only groups whose samples had different outcomes: the others have no advantage (DAPO's dynamic sampling).",
+    )
+    min_success: float = option(0.0, "Only groups with at least this mean outcome.", minimum=0, maximum=1)
+    max_success: float = option(1.0, "Only groups with at most this mean outcome.", minimum=0, maximum=1)
+    oversample: float = option(
+        1.0, "Start so many groups for each of a batch, and cut the slowest when the batch is full.", minimum=1
+    )
+    max_draws: float = option(
+        10.0,
+        "Prompts drawn for one batch, as a multiple of its size, before the run stops for want of groups.",
+        above=1,
+    )
+
+
+@dataclass
+class CurriculumStageOptions:
+    """A stretch of the run (data.curriculum)."""
+
+    prompts: int | None = option(None, "How many prompts the stage lasts; null, for the last: to the end.", minimum=1)
+    min_difficulty: float | None = option(None, "Only prompts with at least this metadata.difficulty.")
+    max_difficulty: float | None = option(None, "Only prompts with at most this metadata.difficulty.")
+    max_new_tokens: int | None = option(None, "Longest response; null: rollout.max_new_tokens.", minimum=1)
+
+
 @dataclass
 class RolloutOptions:
+    mode: str = option(
+        "sync",
+        "sync: generate, then train. one-step: generate the next batch meanwhile. async: generate all the time, "
+        "at most max_staleness batches ahead.",
+        choices=("sync", "one-step", "async"),
+    )
+    max_staleness: int = option(
+        4, "async: versions that a sample's first token may be old when trained on (eta).", minimum=1
+    )
+    max_running: int | None = option(
+        None, "Groups under way at the same time; null: as many as the mode allows.", minimum=1
+    )
+    selection: SelectionOptions = group(SelectionOptions, "Which groups are trained on.")
     prompts_per_step: int = option(32, "Prompts drawn for each training step.", minimum=1)
     samples_per_prompt: int = option(8, "Samples of each prompt: the group size G.", minimum=1)
     max_prompt_tokens: int = option(512, "Longest prompt; a longer one stops the run, naming its line.", minimum=1)
-    max_new_tokens: int = option(512, "Longest response.", minimum=1)
+    max_new_tokens: int = option(
+        512, "Longest response, or turn of one; max_prompt_tokens and this together bound a whole sample.", minimum=1
+    )
     temperature: float = option(1.0, "Sampling temperature; the trainer's log-probs use the same.", above=0)
     top_p: float = option(1.0, "Nucleus sampling in training; must be 1 (see the check).")
     top_k: int = option(-1, "Top-k sampling in training; must be -1 (see the check).")
@@ -168,6 +217,19 @@ class RolloutOptions:
     start_timeout: float = option(300.0, "Seconds the engine may take to answer after its start.", above=0)
     request_timeout: float = option(600.0, "Seconds one generation request may take.", above=0)
     threads: int = option(1, "CPU threads of each engine process.", minimum=1)
+    workflow: str = option(
+        "single_turn",
+        f"How a prompt becomes samples (docs/rollout.md): {', '.join(WORKFLOW_NAMES)}, or your own as "
+        "package.module:function.",
+    )
+    max_turns: int = option(8, "multi_turn, tools: most turns of the model in a sample.", minimum=1)
+    environment: str | None = option(None, "multi_turn: what the model talks with, as package.module:Class.")
+    tools: list[str] = option([], f"tools: of {', '.join(TOOL_NAMES)}, or your own as package.module:NAME.")
+    documents: str | None = option(None, "The tool search: JSONL file of what it finds, a text (and title) a line.")
+    agent: str | None = option(None, "openai: the agent, as package.module:function.")
+    engine_wait: float = option(
+        300.0, "Seconds a request waits for an engine to come back when none is alive.", above=0
+    )
     sglang: dict[str, Any] = option(
         {},
         "Fields of SGLang's ServerArgs, passed on as they are. On a GPU, which the trainers share, "
@@ -177,12 +239,6 @@ class RolloutOptions:
 
 @dataclass
 class ReshardingOptions:
-    transport: str = option(
-        "auto",
-        "How new weights get into the engines (docs/resharding.md). colocated: through a buffer on each engine rank's "
-        "device. disaggregated: from process to process. disk: through a folder. auto: colocated.",
-        choices=("auto", "colocated", "disaggregated", "disk"),
-    )
     buffer_mb: int = option(
         1024, "MiB of the buffer of each engine rank; a larger share goes in chunks, through its halves.", minimum=1
     )
@@ -267,8 +323,8 @@ class AlgorithmOptions:
     behavior: str | None = option(
         None,
         "Weight the loss by w = pi_proximal/pi_behavior of each token, of the sequence (the product) or of the "
-        "sequence's mean (geometric); null: off.",
-        choices=("token", "sequence", "sequence-mean"),
+        "sequence's mean (geometric). null: none; where rollout.mode is not sync, token and at most 5 (decoupled PPO).",
+        choices=("none", "token", "sequence", "sequence-mean"),
     )
     behavior_mode: str = option(
         "truncate",
@@ -363,6 +419,9 @@ class DataOptions:
         choices=("stop", "skip"),
     )
     weight: float = option(1.0, "Weight of data.train beside data.mix.", above=0)
+    curriculum: list[CurriculumStageOptions] = option(
+        [], "Stages by difficulty and length, [{prompts: 6400, max_difficulty: 2, max_new_tokens: 256}, {}]."
+    )
     mix: list[DataSetOptions] = option([], "More training sets, [{path: FILE, weight: 0.5, ...}] (docs/data.md).")
 
 
@@ -476,6 +535,11 @@ class PPOOptions(CommonOptions):
     def samples_per_step(self) -> int:
         """Samples of each training step."""
         return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+
+    @property
+    def staleness(self) -> int:
+        """Versions a sample may be old when it is trained on (eta)."""
+        return {"sync": 0, "one-step": 1, "async": self.rollout.max_staleness}[self.rollout.mode]
 
     @property
     def critic_updates(self) -> int:

@@ -68,6 +68,7 @@ def read_prompts(
                 solutions=line.answers[1:],
                 task=(how and how.task) or line.task,
                 source=where,
+                messages=_messages(line, how.prompt_type if how else None),
             )
         )
     skipped.say(len(prompts))
@@ -190,9 +191,8 @@ def _prompt_text(line: Line, where: str, tokenizer: Any, prompt_type: str | None
         prompt_type = "chat"
     kind = PROMPT_TYPES[prompt_type]
     question = question_of(line.question) if line.templated else line.question
-    messages = line.messages or [{"role": "user", "content": question}]
     if not kind.chat:
-        if len(messages) > 1:
+        if line.messages and len(line.messages) > 1:
             raise UserError(
                 f"{where}: has several messages, which only the prompt types that use a chat template take."
             )
@@ -200,8 +200,15 @@ def _prompt_text(line: Line, where: str, tokenizer: Any, prompt_type: str | None
     if tokenizer.chat_template is None:
         what = "has messages" if line.messages else f"prompt type {prompt_type} needs a chat template"
         raise UserError(f"{where}: {what}, but the model's tokenizer has no chat template; use prompt.")
-    messages = [*messages[:-1], {**messages[-1], "content": kind.around(question)}]
+    messages = _messages(line, prompt_type)
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
     except Exception as error:
         raise UserError(f"{where}: the chat template cannot take messages: {error}.") from None
+
+
+def _messages(line: Line, prompt_type: str | None) -> list[dict[str, Any]]:
+    """The problem as a conversation, its last message with what the prompt type puts around a question."""
+    question = question_of(line.question) if line.templated else line.question
+    messages = line.messages or [{"role": "user", "content": question}]
+    return [*messages[:-1], {**messages[-1], "content": PROMPT_TYPES[prompt_type or "chat"].around(question)}]

@@ -6,6 +6,7 @@ batch gives the same optimizer steps for every layout.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -15,15 +16,16 @@ from areal_mega import ops
 def mini_batches(lengths: Sequence[int], count: int, ranks: int, seed: int) -> list[list[list[int]]]:
     """Random mini-batches of equal size, each cut into ``ranks`` shares of about equal tokens.
 
-    lengths: tokens of each sequence; their number is divisible by ``count * ranks``.
+    lengths: tokens of each sequence. Where their number is not divisible by ``count * ranks`` (a workflow may make
+    several samples of one run), sizes differ by one, and shares by as many sequences as their tokens ask for.
     Returns ``[count][ranks]`` lists of sequence indices.
     """
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
-    size = len(lengths) // count
-    return [_shares(order[i * size : (i + 1) * size], lengths, ranks) for i in range(count)]
+    ends = [i * len(order) // count for i in range(count + 1)]
+    return [_shares(order[start:end], lengths, ranks) for start, end in itertools.pairwise(ends)]
 
 
 def _shares(indices: list[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    part_of = ops.balance([lengths[i] for i in indices], ranks, equal_counts=True).tolist()
+    part_of = ops.balance([lengths[i] for i in indices], ranks, equal_counts=len(indices) % ranks == 0).tolist()
     return [[i for i, part in zip(indices, part_of, strict=True) if part == rank] for rank in range(ranks)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,13 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.path={path}: its tokenizer has no end-of-sequence token (eos_token).")
     return tokenizer
+
+
+def stop_tokens(path: str, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's, and those the model's folder names, at which SGLang stops."""
+    tokens = [tokenizer.eos_token_id]
+    for name in ("config.json", "generation_config.json"):
+        file = Path(path) / name
+        named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        tokens += named if isinstance(named, list) else [named]
+    return tuple(sorted({token for token in tokens if token is not None}))

@@ -22,8 +22,8 @@ from typing import Any
 
 from areal_mega.data.sample import Prompt
 from areal_mega.rewards.answers import conclusion
-from areal_mega.rewards.sandbox import MEBIBYTE, Limits, Run, run
 from areal_mega.rewards.score import Score
+from areal_mega.runtime.sandbox import MEBIBYTE, Limits, Run, run
 
 _BLOCK = re.compile(r"```([A-Za-z0-9+#]*)[^\n]*\n(.*?)```", re.DOTALL)
 _SECONDS, _MEMORY = 6.0, 1024

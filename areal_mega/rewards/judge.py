@@ -26,18 +26,18 @@ def judge(samples: Sequence[Sample], options: RewardOptions) -> None:
 
     A response is worth ``scale`` where the verifier gives 1, ``wrong`` where it gives 0, and in proportion between.
     One that lacks a format of ``require`` is wrong. ``extra`` adds its weighted scores. An answer that could not be
-    judged (time limit, crash) is wrong, and counted in the part ``failed``.
+    judged (time limit, crash) is wrong, and counted in the part ``failed``. Where the workflow knows a sample's
+    ``outcome``, that takes the place of the verifier's value.
 
     Raises:
         VerifierError: none of the answers could be judged.
     """
-    wanted = [(s.text, s.prompt, name) for s in samples for name in _names(s.prompt, options)]
+    wanted = [(s.text, s.prompt, name) for s in samples for name in _names(s, options)]
     scores = iter(score_all(wanted, options))
     for sample in samples:
-        own = {name: next(scores) for name in _names(sample.prompt, options)}
-        answer = own[_answer_name(sample.prompt, options)]
+        own = {name: next(scores) for name in _names(sample, options)}
         formed = all(own[name].value >= 1 for name in options.require)
-        value = answer.value if formed else 0.0
+        value = _value(sample, own, options) if formed else 0.0
         sample.correct = value >= 1
         sample.reward = options.scale * value + options.wrong * (1 - value)
         if sample.truncated and options.truncated is not None:
@@ -131,9 +131,14 @@ def _answer_name(prompt: Prompt, options: RewardOptions) -> str:
     return TASKS[prompt.task]
 
 
-def _names(prompt: Prompt, options: RewardOptions) -> list[str]:
+def _names(sample: Sample, options: RewardOptions) -> list[str]:
     """Every verifier that looks at a response, once."""
-    return list(dict.fromkeys([_answer_name(prompt, options), *options.require, *options.extra]))
+    answer = [_answer_name(sample.prompt, options)] if sample.outcome is None else []
+    return list(dict.fromkeys([*answer, *options.require, *options.extra]))
+
+
+def _value(sample: Sample, own: dict[str, Score], options: RewardOptions) -> float:
+    return own[_answer_name(sample.prompt, options)].value if sample.outcome is None else sample.outcome
 
 
 def _parts(own: dict[str, Score], value: float) -> dict[str, float]:

@@ -30,9 +30,19 @@ from areal_mega.data.mini_batches import mini_batches
 
 
 def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
-    """The samples as a batch with the engine's facts and the rewards."""
+    """The samples as a batch with the engine's facts and the rewards; ``turn_rewards`` where there are any."""
+    by_turn = any(turn.reward for s in samples for turn in s.turns)
     return PackedBatch.pack(
-        [{"tokens": s.tokens, "loss_mask": s.loss_mask, "behavior_logprobs": s.behavior_logprobs} for s in samples],
+        [
+            {
+                "tokens": s.tokens,
+                "loss_mask": s.loss_mask,
+                "behavior_logprobs": s.behavior_logprobs,
+                "versions": s.versions,
+                **({"turn_rewards": s.turn_rewards} if by_turn else {}),
+            }
+            for s in samples
+        ],
         {
             "reward": torch.tensor([s.reward for s in samples]),
             "greedy_reward": torch.tensor([s.greedy_reward for s in samples]),
@@ -57,6 +67,8 @@ def with_rewards(batch: PackedBatch, options: AlgorithmOptions, longest: int) ->
         reward = reward + o.overlong_penalty * overlong_penalty(generated_tokens(batch), longest, o.overlong_buffer)
     names, groups = torch.unique(batch["group"], return_inverse=True)
     if not o.has_critic:
+        if "turn_rewards" in batch:  # a sample counts for all it earned, on the whole and by turns
+            reward = reward.index_add(0, batch.sequence_index, batch["turn_rewards"])
         reward = sample_advantages(reward, groups, o.advantage, o.reward_std, batch["greedy_reward"])
     batch = replace(batch, sequence_fields={**batch.sequence_fields, "reward": reward, "group": groups})
     if o.mask_truncated:
@@ -118,6 +130,8 @@ def with_advantages(
     if o.kl_coef and o.kl_in == "reward":
         kl = kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], o.kl_estimator)
     rewards = token_rewards(batch, batch["reward"], kl, adaptive.kl.coef)
+    if o.has_critic and "turn_rewards" in batch:
+        rewards = rewards + torch.where(batch["loss_mask"], batch["turn_rewards"], 0)
     values = batch["values"] if o.has_critic else torch.zeros_like(rewards)
     lam: float | Tensor = o.gae_lambda if o.has_critic else 1.0
     if o.length_adaptive_alpha is not None:
@@ -164,7 +178,7 @@ def policy_loss_of(options: AlgorithmOptions, kl_coef: float) -> PolicyLoss:
         clip_high=o.clip_high,
         dual_clip=o.dual_clip,
         ratio=o.ratio,
-        behavior=o.behavior if cap is None else "token",
+        behavior="token" if cap is not None else None if o.behavior == "none" else o.behavior,
         behavior_mode=o.behavior_mode,
         behavior_low=o.behavior_low,
         behavior_high=o.behavior_high if cap is None else cap,

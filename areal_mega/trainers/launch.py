@@ -12,6 +12,7 @@ from typing import Any
 
 from areal_mega.config.checks import check
 from areal_mega.config.command_line import parse
+from areal_mega.config.derived import derive
 from areal_mega.config.errors import UserError
 
 # How long the other ranks leave the floor to the main rank when all of them meet the same error.
@@ -54,6 +55,8 @@ def _run(program: str, run: Callable, arguments: list[str], rank: int, ranks: in
     import torch
 
     check(options, ranks, torch.cuda.is_available())
+    for said in derive(options):
+        print(said, flush=True) if rank == 0 else None
 
     from areal_mega.runtime import distributed, resume
 

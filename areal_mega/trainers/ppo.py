@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from areal_mega.algorithms.kl import kl_estimate
 from areal_mega.algorithms.losses import ValueLoss, generated_tokens
 from areal_mega.config.options import OptimizerOptions, PPOOptions
-from areal_mega.data import PackedBatch, Sample
+from areal_mega.data import PackedBatch
 from areal_mega.policy.gpt import Head
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
 from areal_mega.resharding.deployment import Deployment
+from areal_mega.rollout.collector import Batch
 from areal_mega.runtime.distributed import Topology
 from areal_mega.telemetry.journal import Journal
 from areal_mega.telemetry.progress import ProgressDisplay
@@ -112,7 +113,7 @@ class PPOTrainer:
                 if every and step % every == 0 and step < steps:
                     self.evaluate(step)
                 with self.timers.phase("checkpoint") if self.options.checkpoint.every else nullcontext():
-                    progress = {"before": asdict(before), "position": self.position, **seconds()}
+                    progress = {"before": asdict(before), **self.progress, **seconds()}
                     progress["adaptive"] = self.adaptive.state()
                     self.recovery.after_step(step, self.trained, progress)
             rl_seconds = seconds()["seconds_rl"]
@@ -129,7 +130,7 @@ class PPOTrainer:
         if recovery.point:
             self.adaptive.restore(progress.get("adaptive", {}))
             if self.generation:
-                self.generation.seek(progress.get("position", 0))
+                self.generation.seek(progress.get("position", 0), progress.get("pending", []))
             self.publish(recovery.step)
             self.display.say(f"resumed after step {recovery.step} from {recovery.point}")
         if "before" in progress:
@@ -144,22 +145,22 @@ class PPOTrainer:
         return {"policy": self.policy, **({"critic": self.critic} if self.critic else {})}
 
     @property
-    def position(self) -> int:
-        """Training prompts drawn so far; the main rank counts them."""
-        return self.generation.position if self.generation else 0
+    def progress(self) -> dict[str, Any]:
+        """Where in the order of the prompts the run is; the main rank knows."""
+        return self.generation.progress if self.generation else {}
 
     def step(self, step: int) -> None:
         """Generate, score, train, publish: afterwards the engine has the new weights."""
         with self.timers.phase("rollout"):
-            samples = self.generation.next_samples() if self.generation else []
-            batch = self.topology.broadcast(pack_samples(samples) if samples else None)
+            drawn = self.generation.next_batch() if self.generation else None
+            batch = self.topology.broadcast(pack_samples(drawn.samples) if drawn else None)
         with self.timers.phase("score"):
             share, metrics = self.score(batch, step)
         with self.timers.phase("train"):
             metrics |= self.update(share, step)
         with self.timers.phase("sync"):
             self.publish(step)
-        self.report(step, samples, metrics)
+        self.report(step, drawn, metrics)
 
     def score(self, batch: PackedBatch, step: int) -> tuple[Share, dict[str, float]]:
         """This replica's share of the batch with log-probs, values and advantages; and their metrics."""
@@ -172,7 +173,7 @@ class PPOTrainer:
         if self.critic:
             share = share.with_fields(values=self.critic.forward(share.batch)["values"])
         share = replace(share, batch=with_advantages(share.batch, a, self.adaptive, t.sum_over_dp))
-        metrics = self._score_metrics(share)
+        metrics = self._score_metrics(share, version=step - 1)
         if self.reference and step > self.options.critic.warmup_steps:  # until then the policy cannot move
             self.adaptive.kl.update(metrics["policy/response_kl"], self.options.samples_per_step)
         return share, metrics
@@ -200,7 +201,7 @@ class PPOTrainer:
         self.policy.settle()
         self.weight_sync.send(version)
         if self.generation:
-            self.generation.version = version
+            self.generation.published(version)
 
     def evaluate(self, step: int) -> Evaluation:
         """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy."""
@@ -210,38 +211,45 @@ class PPOTrainer:
         self.journal.write(step, report.evaluation_metrics(evaluation))
         return evaluation
 
-    def _score_metrics(self, share: Share) -> dict[str, float]:
-        """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference."""
+    def _score_metrics(self, share: Share, version: int) -> dict[str, float]:
+        """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference.
+
+        Mismatch is the difference of log-probs of the same weights, ``version``; on the tokens of older ones the
+        difference is ``staleness/gap``.
+        """
         batch, a = share.batch, self.options.algorithm
         mask = batch["loss_mask"]
+        everywhere = torch.ones_like(batch["versions"][mask], dtype=torch.bool)
+        fresh = batch["versions"][mask] == version
         difference = (batch["proximal_logprobs"] - batch["behavior_logprobs"])[mask].double().abs()
-        per_token = {"mismatch/mean": difference}
+        means = {"mismatch/mean": (difference, fresh), "staleness/gap": (difference, ~fresh)}
         if a.m2_threshold is not None:
-            per_token["policy/m2_masked"] = ~batch["trusted"][mask]
+            means["policy/m2_masked"] = (~batch["trusted"][mask], everywhere)
         if self.reference:
-            k1, k3 = (
-                kl_estimate(batch["proximal_logprobs"], batch["reference_logprobs"], k)[mask] for k in ("k1", "k3")
-            )
-            per_token |= {"policy/reference_kl": k3, "policy/response_kl": k1}
-        responses = (generated_tokens(batch) > 0).sum()
-        sums = torch.stack([mask.sum().double(), responses.double(), *(x.double().sum() for x in per_token.values())])
-        tokens, responses, *totals = self.topology.sum_over_dp(sums).tolist()
-        metrics = {name: total / max(tokens, 1) for name, total in zip(per_token, totals, strict=True)}
-        if self.reference:
-            metrics["policy/response_kl"] *= tokens / max(responses, 1)  # of a whole response, not of a token
+            x, y = batch["proximal_logprobs"], batch["reference_logprobs"]
+            means["policy/reference_kl"] = (kl_estimate(x, y, "k3")[mask], everywhere)
+            means["policy/response_kl"] = (kl_estimate(x, y, "k1")[mask], everywhere)
+        sums = [x.double()[where].sum() for x, where in means.values()]
+        counts = [where.double().sum() for _, where in means.values()]
+        responses = (generated_tokens(batch) > 0).double().sum()
+        totals = self.topology.sum_over_dp(torch.stack([responses, *sums, *counts])).tolist()
+        pairs = zip(means, totals[1 : 1 + len(means)], totals[1 + len(means) :], strict=True)
+        metrics = {name: total / count for name, total, count in pairs if count}
+        if self.reference:  # of a whole response, not of a token
+            metrics["policy/response_kl"] = totals[1 + list(means).index("policy/response_kl")] / max(totals[0], 1)
         if a.kl_target is not None:
             metrics["policy/kl_coef"] = self.adaptive.kl.coef
-        return metrics | {"mismatch/max": self._largest(difference)}
+        return metrics | {"mismatch/max": self._largest(difference[fresh])}
 
     def _largest(self, x: Tensor) -> float:
         return float(self.topology.max_over_dp(x.max() if x.numel() else torch.zeros(()).double()))
 
-    def report(self, step: int, samples: Sequence[Sample], metrics: dict[str, float]) -> None:
+    def report(self, step: int, drawn: Batch | None, metrics: dict[str, float]) -> None:
         """Show and write the step's metrics."""
-        if self.journal is None:
+        if self.journal is None or drawn is None:
             return
         metrics |= self.timers.pop()
-        metrics |= report.sample_metrics(samples, metrics["time/step"])
+        metrics |= drawn.metrics | report.sample_metrics(drawn.samples, metrics["time/step"])
         self.journal.write(step, metrics)
         self.display.step(step, metrics)
 

@@ -85,7 +85,17 @@ def sample_metrics(samples: Sequence[Sample], seconds: float) -> dict[str, float
         "rollout/truncated": sum(s.truncated for s in samples) / n,
         "step/tokens_per_second": sum(len(s.tokens) for s in samples) / seconds,
         **reward_metrics(samples),
+        **_fact_metrics(samples),
     }
+
+
+def _fact_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean of each number a workflow reported, over the samples that have it."""
+    values: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, value in sample.facts.items():
+            values.setdefault(f"workflow/{name}", []).append(value)
+    return {name: sum(column) / len(column) for name, column in values.items()}
 
 
 def finish_ppo(

@@ -66,6 +66,18 @@ def test_mini_batches_partition_the_batch_the_same_way_for_every_layout(count, r
         assert sorted(i for share in cut for i in share) == sorted(whole[0])
 
 
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 20), st.integers(0, 9))
+def test_any_number_of_sequences_is_cut_alike_for_every_layout(count, ranks, more, seed):
+    sizes = [1 + i % 7 for i in range(2 * count * ranks + more)]
+    plan, alone = mini_batches(sizes, count, ranks, seed), mini_batches(sizes, count, 1, seed)
+    assert sorted(i for m in plan for share in m for i in share) == list(range(len(sizes)))
+    assert all(share for m in plan for share in m)
+    totals = [sum(map(len, m)) for m in plan]
+    assert max(totals) - min(totals) <= 1
+    for cut, whole in zip(plan, alone, strict=True):
+        assert sorted(i for share in cut for i in share) == sorted(whole[0])
+
+
 def test_shares_are_balanced():
     [[left, right]] = mini_batches([100, 1, 1, 100, 50, 50], 1, 2, seed=3)
     sizes = [100, 1, 1, 100, 50, 50]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from areal_mega.bench.full_gather import FullWeightTransport
 from areal_mega.config.options import RolloutOptions
+from areal_mega.rollout.local_engines import LocalEngines
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import SGLangServer
 
@@ -39,6 +40,8 @@ def options() -> RolloutOptions:
         max_new_tokens=MAX_NEW_TOKENS,
         start_timeout=240,
         request_timeout=60,
+        # Room for conversations, and for many long responses at the same time.
+        sglang={"context_length": 400, "max_total_tokens": 16384, "max_running_requests": 64},
     )
 
 
@@ -60,7 +63,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def sampler(server: SGLangServer, tokenizer: PreTrainedTokenizerFast, options: RolloutOptions) -> Sampler:
-    return Sampler([server], tokenizer, options)
+    return Sampler(LocalEngines([server]), tokenizer, options, [EOS])
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from engine.conftest import EOS
 from engine.oracles import make_prompts
 
 from areal_mega.config.errors import UserError
+from areal_mega.rollout.local_engines import LocalEngines
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import EngineError, SGLangServer
 
@@ -47,7 +49,7 @@ def test_failed_starts_say_why(model_folder, start_model, options, tmp_path):
 def test_the_sampler_reports_a_start_that_takes_too_long(model_folder, start_model, options, tokenizer, tmp_path):
     slow = start(model_folder, replace(options, start_timeout=0.5), tmp_path / "slow.log")
     with pytest.raises(UserError, match=r"rollout\.start_timeout=0\.5 seconds"):
-        Sampler([slow], tokenizer, options).generate(make_prompts([3]), samples=1, temperature=1.0)
+        Sampler(LocalEngines([slow]), tokenizer, options, [EOS]).generate(make_prompts([3]), samples=1, temperature=1.0)
 
 
 TRAINER = """

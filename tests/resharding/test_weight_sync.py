@@ -77,20 +77,24 @@ def run(root, start):
         "cases": [{"name": n, "folder": str(root / str(i)), **how} for i, (n, how) in enumerate(cases.items())],
         "out": str(root / "found.json"),
     }
-    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    with open(root / "log", "wb") as log:
-        status = subprocess.run(
-            [*command, str(WORKER), json.dumps(job)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            timeout=500,
-        )
-    assert status.returncode == 0, (root / "log").read_text()[-6000:]
+    launch(WORKER, ranks, job, root / "log")
     results = json.loads((root / "found.json").read_text())
     return {
         case: {**result, "folder": root / str(i), "family": family} for i, (case, result) in enumerate(results.items())
     }
+
+
+def launch(worker, ranks, job, log):
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    with open(log, "wb") as file:
+        status = subprocess.run(
+            [*command, str(worker), json.dumps(job)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=500 + 60 * len(job.get("kills", [])),
+        )
+    assert status.returncode == 0, log.read_text()[-6000:]
 
 
 pytestmark = [pytest.mark.engine, pytest.mark.distributed]
@@ -144,3 +148,22 @@ def test_requests_under_way_go_on_under_the_new_weights(found, case):
         assert len(answer["tokens"]) == LONG
         assert [version for version, _ in answer["versions"]] == versions
         assert sum(tokens for _, tokens in answer["versions"]) == LONG
+
+
+@pytest.mark.slow
+def test_an_engine_killed_in_an_update_is_started_again_and_serves_what_it_reports(tmp_path):
+    save_tiny_model(tmp_path / "start", "qwen3")
+    job = {
+        "start": str(tmp_path / "start"),
+        "engines": {"tp": 1, "count": 2},
+        "dtype": "float32",
+        "updates": int(os.environ.get("AREAL_MEGA_UPDATES", "4")),
+        "kills": json.loads(os.environ.get("AREAL_MEGA_KILLS", "[2]")),
+        "out": str(tmp_path / "found.json"),
+    }
+    launch(WORKER.with_name("kill_worker.py"), 2, job, tmp_path / "log")
+    found = json.loads((tmp_path / "found.json").read_text())
+    for version, engines in enumerate(found["said"], start=1):
+        for reported, *spans in engines:
+            assert (reported, [v for v, _ in spans]) == (version, [str(version)])
+    assert sum(found["starts"]) == 2 + len(job["kills"])

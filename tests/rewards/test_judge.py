@@ -110,3 +110,12 @@ def test_problems_without_a_stored_answer_pass():
     prompts = [problem("", source_dataset="graph_color"), problem("", input_output={"inputs": [""], "outputs": ["2"]})]
     assert check_answers(prompts[:1], RewardOptions(name="reasoning_gym"), "data.train")
     assert check_answers(prompts[1:], RewardOptions(name="code"), "data.train")
+
+
+def test_an_outcome_the_workflow_knows_takes_the_place_of_the_verifier():
+    known, judged = sample("no number at all", "7"), sample("7", "7")
+    known.outcome = 0.25
+    judge([known, judged], RewardOptions(name="final_number", scale=2.0, wrong=-1.0))
+
+    assert (known.reward, known.correct, known.reward_parts["answer"]) == (-0.25, False, 0.25)
+    assert (judged.reward, judged.correct) == (2.0, True)

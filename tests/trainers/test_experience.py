@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from areal_mega.config.options import AlgorithmOptions
 from areal_mega.data import Prompt, Sample
+from areal_mega.data.sample import Turn
 from areal_mega.trainers.experience import (
     adaptive_of,
     pack_samples,
@@ -44,6 +45,36 @@ def test_samples_are_packed_with_the_engine_s_facts():
     assert batch["behavior_logprobs"].tolist() == [0, 0, -2, 0, -1, -2]
     assert batch["reward"].tolist() == [1.0, 0.5] and batch["group"].tolist() == [0, 1]
     assert batch["truncated"].tolist() == [False, False] and batch["correct"].dtype == torch.bool
+
+
+def two_turns(first, second, final):
+    """prompt, said, said, seen, said; the reward of each turn and of the whole."""
+    one = sample(1, 4, reward=final)
+    one.loss_mask[3] = False
+    one.turns = [Turn(1, 3, first), Turn(4, 5, second)]
+    return one
+
+
+def test_with_a_critic_turn_rewards_stand_on_the_last_token_of_their_turn_beside_the_final_reward():
+    options = AlgorithmOptions(advantage="gae", gamma=0.0, normalize_advantages="none")
+    batch = pack_samples([two_turns(0.5, -0.25, final=2.0), sample(1, 2, reward=1.0)])
+    batch = with_rewards(batch, options, 9).with_fields(
+        proximal_logprobs=torch.zeros(batch.num_tokens), values=torch.zeros(batch.num_tokens)
+    )
+    advantages = with_advantages(batch, options, adaptive_of(options), alone)["advantages"]
+    assert advantages.tolist() == [0, 0, 0.5, 0, 1.75, 0, 0, 1.0]
+
+
+def test_without_turn_rewards_a_batch_has_no_field_for_them():
+    assert "turn_rewards" not in pack_samples([two_turns(0.0, 0.0, final=2.0)])
+
+
+def test_without_a_critic_a_sample_counts_for_all_it_earned():
+    options = AlgorithmOptions(advantage="grpo", reward_std="none")
+    batch = pack_samples([two_turns(0.5, 0.5, final=1.0), two_turns(0.0, 0.0, final=1.0)])
+    batch = with_rewards(batch, options, 9).with_fields(proximal_logprobs=torch.zeros(batch.num_tokens))
+    advantages = with_advantages(batch, options, adaptive_of(options), alone)["advantages"]
+    assert advantages.tolist() == [0, 0.5, 0.5, 0, 0.5, 0, -0.5, -0.5, 0, -0.5]
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.randoms())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from areal_mega.rewards.sandbox import MEBIBYTE, Limits, isolation, run
+from areal_mega.runtime.sandbox import MEBIBYTE, Limits, isolation, run
 
 SLOW = Limits(seconds=60)
 

@@ -1,6 +1,6 @@
 """Runs a Python program that nobody trusts: in its own process group, under limits, killed on time.
 
-What else holds it back depends on the kernel, see `areal_mega.rewards.jail`; `isolation` says what there is.
+What else holds it back depends on the kernel, see `areal_mega.runtime.jail`; `isolation` says what there is.
 """
 
 from __future__ import annotations
