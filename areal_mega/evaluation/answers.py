@@ -17,7 +17,18 @@ from areal_mega.data import Prompt
 FREE = {
     "": ("benchmarks", "output", "pass_at", "confidence", "seed", "runtime"),
     "data": ("folder", "problems", "unusable"),
-    "rollout": ("samples_per_prompt", "prompts_per_step", "engines", "tensor", "expert", "port", "threads"),
+    "rollout": (
+        "samples_per_prompt",
+        "prompts_per_step",
+        "engines",
+        "tensor",
+        "expert",
+        "port",
+        "threads",
+        "start_timeout",
+        "request_timeout",
+        "engine_wait",
+    ),
     "reward": ("workers",),
 }
 

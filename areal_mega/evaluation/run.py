@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -14,11 +15,12 @@ from rich.console import Console
 from areal_mega.config.checks import resolve_device
 from areal_mega.config.options import EvaluateOptions
 from areal_mega.data import Prompt, Sample
-from areal_mega.data.tokenizer import load_tokenizer
+from areal_mega.data.tokenizer import load_tokenizer, stop_tokens
 from areal_mega.evaluation.answers import Answer, AnswerFile, problem_key
 from areal_mega.evaluation.benchmarks import Problems, read_problems, vote
 from areal_mega.evaluation.results import Result, plot, powers_of_two, result_of, table, write_results
 from areal_mega.rewards import judge
+from areal_mega.rollout.local_engines import LocalEngines
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import SGLangServer
 from areal_mega.telemetry.progress import Column, ProgressDisplay
@@ -60,11 +62,10 @@ class Evaluation:
     """Asks for the answers that are missing. The engines are started when the first one is."""
 
     def __init__(
-        self, options: EvaluateOptions, output: Path, answers: AnswerFile, device: str, tokenizer: object
+        self, options: EvaluateOptions, output: Path, answers: AnswerFile, device: str, tokenizer: Any
     ) -> None:
         self.options, self.output, self.answers = options, output, answers
         self.device, self.tokenizer = device, tokenizer
-        self.display: ProgressDisplay | None = None
 
     def answer(self, benchmarks: Sequence[Problems]) -> None:
         """Afterwards every problem has its answers."""
@@ -136,7 +137,8 @@ class Evaluation:
             )
             stack.callback(engine.close)
             engines.append(engine)
-        return Sampler(engines, self.tokenizer, rollout)  # type: ignore[arg-type]
+        stop = stop_tokens(o.model.path, self.tokenizer)
+        return Sampler(LocalEngines(engines), self.tokenizer, rollout, stop)
 
 
 def _keyed(prompts: Sequence[Prompt]) -> list[tuple[str, Prompt]]:

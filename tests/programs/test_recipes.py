@@ -1,6 +1,6 @@
 """The first steps of recipes, as a user tries them. Two by default; all with
 
-    RECIPES=all .venv/bin/python -m pytest tests/programs/test_recipes.py
+RECIPES=all .venv/bin/python -m pytest tests/programs/test_recipes.py
 """
 
 import json
