@@ -84,6 +84,8 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
     yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
     yield from rollout_problems(options)
+    if options.evaluation.keep_best and not (options.data.validation and options.evaluation.every):
+        yield "evaluation.keep_best=true chooses among evaluations; set data.validation and evaluation.every."
     yield from engine_problems(options, ranks, device)
 
 

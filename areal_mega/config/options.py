@@ -461,6 +461,9 @@ class RewardOptions:
 @dataclass
 class EvaluationOptions:
     every: int = option(0, "Evaluate each so many steps; 0: only before and after.", minimum=0)
+    keep_best: bool = option(
+        False, "Keep the model of the evaluation with the highest accuracy, in the run directory's best/."
+    )
     temperature: float = option(0.0, "Sampling temperature of evaluation; 0 is greedy.", minimum=0)
     samples: int = option(1, "Samples of each held-out prompt; accuracy is their mean.", minimum=1)
     show: int = option(8, "Sampled answers kept before and after, for the report.", minimum=0)

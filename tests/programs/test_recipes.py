@@ -33,6 +33,6 @@ def test_first_steps(start, tmp_path, name):
     if program == "sft":
         assert rows[1]["sft/loss"] < rows[0]["sft/loss"]
         return
-    steps = [row for row in rows if "mismatch/mean" in row]
-    # The engine has the weights that were trained, the second time, too.
-    assert len(steps) == 2 and all(row["mismatch/mean"] < 1e-5 for row in steps)
+    mismatches = [row["mismatch/mean"] for row in rows if "mismatch/mean" in row]
+    # The engine has the weights that were trained, the second time, too; asynchronous samples are of the first then.
+    assert len(mismatches) == (1 if "async" in name else 2) and max(mismatches) < 1e-5
