@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -71,14 +72,18 @@ def interpret_triton() -> None:
     """Triton's kernels run in its interpreter in this process, and not in those that it starts.
 
     Triton decides while a kernel is defined, for its own library while that is imported: nothing may have imported
-    Triton before. The variable is gone afterwards; the knob that stands for it stays.
+    Triton before. The variable is gone afterwards; the knob that stands for it stays. Where there is no Triton, as
+    beside a torch for the CPU alone, or one too old to have the knob, its kernels take no part.
     """
+    if find_spec("triton") is None:
+        return
     assert "triton" not in sys.modules, "Triton was imported before it could be told to interpret"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        knobs = import_module("triton").knobs
-        patch.setattr(knobs, "propagate_env", False)
-        knobs.runtime.interpret = True
+        knobs = getattr(import_module("triton"), "knobs", None)
+        if knobs is not None:
+            patch.setattr(knobs, "propagate_env", False)
+            knobs.runtime.interpret = True
 
 
 def _each(argument: str, values: Mapping[str, Any]) -> pytest.MarkDecorator:

@@ -18,22 +18,17 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     import matplotlib.pyplot as plt
 
     cases = by_case(rows)
-    figure, axis = plt.subplots(figsize=(11, 1.2 + 0.62 * len(cases)))
+    figure, axis = plt.subplots(figsize=(15, 1.2 + 0.48 * len(cases)))
     for y, case in enumerate(cases):
         fastest = min(row.median_ms for row in case if row.role == "ours")
-        for i, row in enumerate(sorted(case, key=lambda row: row.median_ms)):
-            times = row.median_ms / fastest
-            axis.scatter(times, y, color=_COLOURS[row.role], s=28, zorder=3)
-            above = i % 2 == 0
-            axis.annotate(
-                row.backend,
-                (times, y),
-                xytext=(0, 6 if above else -6),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                fontsize=6.5,
-            )
+        order = sorted(case, key=lambda row: row.median_ms)
+        for row in order:
+            axis.scatter(row.median_ms / fastest, y, color=_COLOURS[row.role], s=28, zorder=3)
+        # Beside the line, from left to right as its dots: names at the dots would cover each other.
+        names = [f"{row.backend} {row.median_ms / fastest:.3g}" for row in order]
+        half = -(-len(names) // 2)
+        lines = [" · ".join(names)] if len(names) < 4 else [" · ".join(names[:half]) + " ·", " · ".join(names[half:])]
+        axis.text(1.01, y, "\n".join(lines), transform=axis.get_yaxis_transform(), va="center", fontsize=7)
     axis.set_yticks(range(len(cases)))
     axis.set_yticklabels(
         [f"{c[0].op} {c[0].direction.replace('_', '+')}\n{c[0].dtype} {c[0].shape}" for c in cases], fontsize=7
@@ -46,6 +41,5 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         "time, in times of our fastest backend (green: ours; blue: the same results; grey: less, or in two steps)"
     )
     axis.set_title(rows[0].machine, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

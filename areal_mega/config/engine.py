@@ -49,10 +49,15 @@ def context_length(options: RolloutOptions) -> int:
 def engine_problems(options: PPOOptions | EvaluateOptions, ranks: int, device: str) -> Iterator[str]:
     """What is wrong with the engine's options, in sentences. device: ``cpu`` or ``cuda``."""
     rollout = options.rollout
-    place = "the engines live on the trainers' devices. Lower one of them or start more ranks."
     if isinstance(options, EvaluateOptions):
-        place = "there are no more GPUs here. Lower one of them."
-    if rollout.engines * rollout.tensor > ranks:
+        shared, place = True, "there are no more GPUs here. Lower one of them."
+    else:
+        shared = options.resharding.transport == "colocated"
+        place = (
+            "the engines live on the trainers' devices. Lower one of them, start more ranks, or set "
+            "resharding.transport=disaggregated."
+        )
+    if shared and rollout.engines * rollout.tensor > ranks:
         yield (
             f"rollout.engines={rollout.engines} of rollout.tensor={rollout.tensor} need more than the {ranks} rank(s) "
             f"of this run; {place}"

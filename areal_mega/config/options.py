@@ -239,6 +239,12 @@ class RolloutOptions:
 
 @dataclass
 class ReshardingOptions:
+    transport: str = option(
+        "colocated",
+        "colocated: the engines are on the trainers' devices. disaggregated: on devices of their own, behind the "
+        "trainers' in the same machine.",
+        choices=("colocated", "disaggregated"),
+    )
     buffer_mb: int = option(
         1024, "MiB of the buffer of each engine rank; a larger share goes in chunks, through its halves.", minimum=1
     )

@@ -22,8 +22,8 @@ _PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "referenc
 
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on tensors of the CPU; for tests."""
-    triton = sys.modules.get("triton")
-    return os.environ.get("TRITON_INTERPRET") == "1" if triton is None else triton.knobs.runtime.interpret
+    knobs = getattr(sys.modules.get("triton"), "knobs", None)  # that of torch 2.6 has none
+    return os.environ.get("TRITON_INTERPRET") == "1" if knobs is None else knobs.runtime.interpret
 
 
 def in_triton(module: str, function: str) -> Callable:

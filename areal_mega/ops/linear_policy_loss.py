@@ -20,6 +20,7 @@ from areal_mega.ops.vocab_parallel import combine, merge
 _MIB = 2**20
 _WORKSPACE = {"cpu": 48 * _MIB}
 _DEFAULT_WORKSPACE = 1024 * _MIB
+_BY_DEFAULT = 0
 
 
 def linear_policy_loss(
@@ -61,9 +62,10 @@ def linear_policy_loss(
     loss_scale included, so the gradient that reaches the loss must then be loss_scale: backward raises RuntimeError
     for another (on a GPU asynchronously). Without gradients (``torch.no_grad``) it is not touched.
 
-    workspace_bytes: of logits that exist at a time; None: 48 MiB on the CPU, 1 GiB on a GPU. A 16-bit weight's
-    gradient that comes in several chunks needs a sum in float32, twice the weight; main_grad is one. Where all
-    logits are smaller than such a sum, they are all held instead.
+    workspace_bytes: of logits that exist at a time. Each such chunk of tokens costs reading the weight twice and
+    adding to its gradient. None: all logits where they are no larger than the weight's gradient in float32, otherwise
+    48 MiB on the CPU, 1 GiB on a GPU. A 16-bit weight's gradient that comes in several chunks needs a sum in float32,
+    twice the weight; main_grad is one. Where all logits are no larger than such a sum, they are held in any case.
 
     Returns ``loss []``, differentiable in hidden and weight, and without gradients ``statistics`` float64 (see
     `policy_loss`), ``logprobs [T]`` and ``entropy [T]``. Raises ValueError as `linear_logprob` and `policy_loss` do,
@@ -86,11 +88,11 @@ def linear_policy_loss(
         vocab_start=vocab_start,
         group=group,
         sequence_parallel=sequence_parallel,
-        workspace_bytes=_WORKSPACE.get(hidden.device.type, _DEFAULT_WORKSPACE)
-        if workspace_bytes is None
-        else workspace_bytes,
+        workspace_bytes=1 if workspace_bytes is None else workspace_bytes,
         backend=backend,
     )
+    if workspace_bytes is None:
+        settings = settings._replace(workspace_bytes=_BY_DEFAULT)  # decided where sizes are no symbols of a compiler
     enabled = torch.is_grad_enabled()
     loss, statistics, logprobs, entropy, *gradients = torch.ops.areal_mega.linear_policy_loss(
         *(hidden.detach(), weight.detach(), targets, main_grad),
@@ -104,14 +106,19 @@ def linear_policy_loss(
 
 
 def _head(
-    hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings, ranks: int, rounds_sum: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings, ranks: int, has_gradient: bool
 ) -> LinearHead:
-    """The ranks must agree on the chunks, since they combine after each: only what they share decides."""
+    """The ranks must agree on the chunks, since they combine after each: only what they share decides.
+
+    has_gradient: the weight gets one that is not main_grad.
+    """
     on_cpu = hidden.device.type == "cpu"
     columns = -(-settings.vocab_size // ranks)
     all_logits, float32_sum = len(hidden) * columns * hidden.element_size(), columns * hidden.shape[1] * 4
-    holds_all = rounds_sum and all_logits <= float32_sum
-    rows = len(hidden) if holds_all else settings.workspace_bytes // max(1, columns * hidden.element_size())
+    by_default, rounds_sum = settings.workspace_bytes == _BY_DEFAULT, weight.element_size() == 2
+    holds_all = has_gradient and (by_default or rounds_sum) and all_logits <= float32_sum
+    workspace = _WORKSPACE.get(hidden.device.type, _DEFAULT_WORKSPACE) if by_default else settings.workspace_bytes
+    rows = len(hidden) if holds_all else workspace // max(1, columns * hidden.element_size())
     return head_of(hidden, weight, targets, settings, rows=rows, columns=CPU_COLUMNS if on_cpu else len(weight))
 
 

@@ -13,6 +13,7 @@ from areal_mega.ops.backend import choose, in_triton
 from areal_mega.ops.checks import check_bounds, check_cu_seqlens, check_like
 from areal_mega.ops.policy_loss_options import MAX_LOG_RATIO, POLICY_STATISTICS, PolicyLossOptions
 from areal_mega.ops.reference import losses as in_torch
+from areal_mega.ops.upstream import scaled
 
 __all__ = ["MAX_LOG_RATIO", "POLICY_STATISTICS", "PolicyLossOptions", "policy_loss", "policy_loss_and_gradients"]
 
@@ -219,13 +220,13 @@ def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None
 
 
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-    def scaled(gradient: Tensor, needed: bool) -> Tensor | None:
-        return None if upstream is None or not needed else upstream * gradient
+    def through(gradient: Tensor, needed: bool) -> Tensor | None:
+        return None if upstream is None or not needed else scaled(gradient, upstream)
 
     grad_logprobs, grad_entropy = ctx.saved_tensors
     of_logprobs, of_entropy, *constants = ctx.needs_input_grad
     needs_entropy = of_entropy and grad_entropy.numel() > 0
-    return scaled(grad_logprobs, of_logprobs), scaled(grad_entropy, needs_entropy), *(None for _ in constants)
+    return through(grad_logprobs, of_logprobs), through(grad_entropy, needs_entropy), *(None for _ in constants)
 
 
 torch.library.define(

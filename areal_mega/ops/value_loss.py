@@ -12,6 +12,7 @@ from areal_mega.ops import native
 from areal_mega.ops.backend import choose, in_triton
 from areal_mega.ops.checks import check_like
 from areal_mega.ops.reference import losses as in_torch
+from areal_mega.ops.upstream import scaled
 
 VALUE_STATISTICS = ("tokens", "value", "return", "error", "clipped", "return_squared")
 
@@ -108,7 +109,7 @@ def _keep_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _scale_gradient(ctx: Any, upstream: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-    gradient = None if upstream is None else upstream * ctx.saved_tensors[0]
+    gradient = None if upstream is None else scaled(ctx.saved_tensors[0], upstream)
     return gradient, *(None for _ in ctx.needs_input_grad[1:])
 
 

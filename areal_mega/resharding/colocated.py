@@ -18,14 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from areal_mega.resharding.checksums import checksum, wrapped
 from areal_mega.resharding.deployment import Deployment
 from areal_mega.resharding.engine_update import Order
-from areal_mega.resharding.loader import MAIL_CHECKSUMS, MAIL_NANOSECONDS, entry
-from areal_mega.resharding.plan import Message
+from areal_mega.resharding.loader import MAIL_CHECKSUMS, MAIL_NANOSECONDS
+from areal_mega.resharding.outgoing import Outgoing
 from areal_mega.resharding.report import Spent
 from areal_mega.resharding.shared_memory import attach, describe, shared_bytes
-from areal_mega.resharding.slots import Copies, Slot, places, slots
+from areal_mega.resharding.slots import Slot
 from areal_mega.runtime.distributed import Topology
 
 
@@ -36,20 +35,16 @@ class _Stage:
     destination: int
     buffer: Tensor
     mailbox: Tensor
-    chunk_bytes: int
     slots: list[Slot]
-    tensors: list[str]
 
 
 @dataclass(frozen=True, eq=False)
-class _Parcel:
-    """A message that this rank has to hand over in a chunk. buffer: the engine rank's, if it can be reached."""
+class _Target:
+    """An engine rank's staging, as a source sees it: the rank that has it, this rank's slots in it by chunk, and the
+    buffer, if it can be reached."""
 
-    message: Message
-    slot: Slot
     owner: int
-    remote: bool
-    copies: Copies
+    slots: dict[int, Slot]
     buffer: Tensor | None
 
 
@@ -62,6 +57,7 @@ class ColocatedTransport:
     """
 
     name = "colocated"
+    streams = False
 
     def __init__(
         self,
@@ -73,64 +69,49 @@ class ColocatedTransport:
     ) -> None:
         self._topology, self._deployment, self._weights = topology, deployment, weights
         self.plan_id = topology.broadcast(secrets.token_hex(8))
-        self._dtypes = self._gather_dtypes()
-        limit = buffer_bytes // max(dtype.itemsize for dtype in self._dtypes.values())
-        self._plan = deployment.plan(None if deployment.largest <= limit else limit // 2)
-        self.chunks = range(len(self._plan.chunks))
+        self._outgoing = Outgoing(topology, deployment, weights, buffer_bytes)
+        self.chunks, self.lower_bound_bytes = self._outgoing.chunks, self._outgoing.lower_bound_bytes
         self._hosts = hosts or topology.gather(socket.gethostname())
         self._stages = {stage.destination: stage for stage in self._make_stages()}
-        self._parcels = self._make_parcels()
+        self._targets = self._find_targets()
         self._incoming = list(self._find_incoming())
-        self.lower_bound_bytes = deployment.lower_bound(lambda name: self._dtypes[name].itemsize)
 
-    def _gather_dtypes(self) -> dict[str, torch.dtype]:
-        """Of each Hugging Face tensor, as the trainers have it."""
-        layout = self._deployment.sources[self._topology.rank]
-        own = {piece.box.name: self._weights[piece.parameter].dtype for piece in layout.pieces}
-        return {name: dtype for there in self._topology.gather(own) for name, dtype in there.items()}
-
-    def _dtype_of(self, name: str) -> torch.dtype:
-        return self._dtypes[name]
+    @property
+    def _halves(self) -> int:
+        return 1 if len(self.chunks) == 1 else 2
 
     def _make_stages(self) -> Iterator[_Stage]:
-        halves = 1 if len(self.chunks) == 1 else 2
         for destination, device in enumerate(self._deployment.devices.destination):
             if device == self._topology.rank:
-                there = slots(self._plan, destination, self._dtype_of)
+                there = self._outgoing.slots(destination)
                 size = max(slot.offset + slot.nbytes for slot in there)
-                buffer = shared_bytes(halves * size, self._topology.device)
-                names = list(self._deployment.destinations[destination].by_name)
-                mailbox = shared_bytes(8 * (MAIL_CHECKSUMS + len(names)), torch.device("cpu")).view(torch.int64)
-                yield _Stage(destination, buffer, mailbox, size, there, names)
+                buffer = shared_bytes(self._halves * size, self._topology.device)
+                numbers = MAIL_CHECKSUMS + len(self._outgoing.tensors(destination))
+                mailbox = shared_bytes(8 * numbers, torch.device("cpu")).view(torch.int64)
+                yield _Stage(destination, buffer, mailbox, there)
 
-    def _make_parcels(self) -> list[list[_Parcel]]:
-        """What this rank hands over, chunk by chunk."""
+    def _find_targets(self) -> dict[int, _Target]:
+        """The engine ranks that this rank sends to."""
         t = self._topology
-        offers = [stage for there in t.gather(self._offers()) for stage in there]
-        stages = {destination: (owner, there, handles) for destination, owner, there, handles in offers}
-        reachable = {d: attach(handles[t.rank]) for d, (_, _, handles) in stages.items() if t.rank in handles}
-        reachable |= {destination: stage.buffer for destination, stage in self._stages.items()}
-        shapes = self._deployment.sources[t.rank].shapes
-        parcels: list[list[_Parcel]] = [[] for _ in self.chunks]
-        for message in self._plan.sends(t.rank, local=True):
-            owner, there, _ = stages[message.destination]
-            slot = there[t.rank, message.chunk]
-            copies = Copies.between(self._weights, places(message, shapes, self._dtype_of), slot.nbytes)
-            remote = not self._plan.stays(message)
-            buffer = reachable.get(message.destination)
-            parcels[message.chunk].append(_Parcel(message, slot, owner, remote, copies, buffer))
-        return parcels
+        targets: dict[int, _Target] = {}
+        for offers in t.gather(self._offers()):
+            for destination, (owner, there, handles) in offers.items():
+                mine = {slot.chunk: slot for slot in there if slot.source == t.rank}
+                if mine:
+                    own = self._stages.get(destination)
+                    buffer = own.buffer if own else attach(handles[t.rank]) if t.rank in handles else None
+                    targets[destination] = _Target(owner, mine, buffer)
+        return targets
 
-    def _offers(self) -> list[tuple[int, int, dict[tuple[int, int], Slot], dict[int, str]]]:
-        """For the other ranks: destination, this rank, slots by (source, chunk), and buffers by source."""
+    def _offers(self) -> dict[int, tuple[int, list[Slot], dict[int, str]]]:
+        """For the other ranks, by engine rank: this rank, all slots, and the buffer for each source that can map it."""
         t = self._topology
-        found = []
+        offers = {}
         for destination, stage in self._stages.items():
-            sources = {slot.source for slot in stage.slots} - {t.rank}
-            mapped = [rank for rank in sorted(sources) if self._reaches(rank)]
-            handles = {rank: describe(stage.buffer) for rank in mapped}
-            found.append((destination, t.rank, {(s.source, s.chunk): s for s in stage.slots}, handles))
-        return found
+            sources = sorted({slot.source for slot in stage.slots} - {t.rank})
+            handles = {rank: describe(stage.buffer) for rank in sources if self._reaches(rank)}
+            offers[destination] = (t.rank, stage.slots, handles)
+        return offers
 
     def _reaches(self, rank: int) -> bool:
         """Whether a training rank and this one can share a buffer."""
@@ -144,34 +125,26 @@ class ColocatedTransport:
                 if slot.source != self._topology.rank and not self._reaches(slot.source):
                     yield stage, slot
 
-    def connect_orders(self) -> dict[int, Order]:
+    def connect_orders(self, engines: Sequence[int]) -> dict[int, Order]:
         """For the workers of this device's engine ranks: how they take part. Good for one connection."""
-        orders: dict[int, Order] = {}
-        for destination, stage in self._stages.items():
-            shapes = self._deployment.destinations[destination].shapes
-            offsets = {(slot.source, slot.chunk): slot.offset for slot in stage.slots}
-            there: list[list[Any]] = [[] for _ in self.chunks]
-            for message in self._plan.receives(destination, local=True):
-                offset = offsets[message.source, message.chunk]
-                there[message.chunk] += [entry(p) for p in places(message, shapes, self._dtype_of, offset)]
-            orders[destination] = {
-                "order": "connect",
-                "plan": self.plan_id,
-                "places": there,
-                "tensors": stage.tensors,
-                "shapes": dict(shapes),
-                "dtypes": {name: str(self._dtypes[name]) for name in stage.tensors},
+        return {
+            destination: {
+                **self._outgoing.connect_order(destination, stage.slots, self.plan_id),
+                "transport": self.name,
                 "staging": describe(stage.buffer),
                 "mailbox": describe(stage.mailbox),
-                "chunk_bytes": stage.chunk_bytes,
             }
-        return orders
+            for destination, stage in self._stages.items()
+        }
+
+    def meet(self, engines: Sequence[int]) -> None:
+        """Nothing to do: the buffers are there."""
 
     def load_order(self, chunk: int) -> Order:
         """For all workers: take a chunk."""
         return {"order": "load", "plan": self.plan_id, "chunk": chunk, "last": chunk == self.chunks[-1]}
 
-    def fill(self, chunk: int, spent: Spent) -> None:
+    def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
         """Bring this rank's part of a chunk into the buffers; `Topology.barrier` then says when all have done so."""
         started = time.perf_counter()
         moves = [
@@ -179,13 +152,14 @@ class ColocatedTransport:
             for stage, slot in self._incoming
             if slot.chunk == chunk
         ]
-        for parcel in self._parcels[chunk]:
-            spent.bytes_moved += parcel.slot.nbytes * parcel.remote
-            if parcel.buffer is None:
-                message = torch.empty(parcel.slot.nbytes, dtype=torch.uint8, device=self._topology.device)
-                moves.append(dist.P2POp(dist.isend, message, parcel.owner))
+        for parcel in self._outgoing.parcels[chunk]:
+            target = self._targets[parcel.message.destination]
+            spent.bytes_moved += parcel.nbytes * parcel.remote
+            if target.buffer is None:
+                message = torch.empty(parcel.nbytes, dtype=torch.uint8, device=self._topology.device)
+                moves.append(dist.P2POp(dist.isend, message, target.owner))
             else:
-                message = self._part(parcel.buffer, parcel.slot)
+                message = self._part(target.buffer, target.slots[chunk])
             parcel.copies.pack(self._weights, message)
         packed = time.perf_counter()
         for work in dist.batch_isend_irecv(moves) if moves else []:
@@ -194,24 +168,18 @@ class ColocatedTransport:
             torch.cuda.synchronize()
         spent.pack += packed - started
         spent.send += time.perf_counter() - packed
+        return {}
 
     def _part(self, buffer: Tensor, slot: Slot) -> Tensor:
         """A slot in an engine rank's buffer: in its only part, or in the half that is for the chunk."""
-        halves = 1 if len(self.chunks) == 1 else 2
-        begin = slot.chunk % halves * (buffer.numel() // halves) + slot.offset
+        begin = slot.chunk % self._halves * (buffer.numel() // self._halves) + slot.offset
         return buffer[begin : begin + slot.nbytes]
 
     def expected_checksums(self) -> dict[tuple[int, str], int]:
         """What this rank adds to the checksum of each tensor (engine rank, Hugging Face name)."""
-        sums: dict[tuple[int, str], int] = {}
-        for parcel in (parcel for chunk in self._parcels for parcel in chunk):
-            for part in parcel.message.slices:
-                key = parcel.message.destination, part.piece.box.name
-                values = part.piece.view(self._weights[part.piece.parameter])
-                sums[key] = wrapped(sums.get(key, 0) + checksum(values, part.piece.box))
-        return sums
+        return self._outgoing.expected_checksums()
 
-    def read_mail(self) -> tuple[float, dict[tuple[int, str], int]]:
+    def read_mail(self, engines: Sequence[int]) -> tuple[float, dict[tuple[int, str], int]]:
         """Of this device's engine ranks: the longest time of loading, in seconds, and the checksums that the last
         check found; empties the boxes."""
         longest = 0.0
@@ -219,6 +187,7 @@ class ColocatedTransport:
         for destination, stage in self._stages.items():
             longest = max(longest, float(stage.mailbox[MAIL_NANOSECONDS]) / 1e9)
             found = stage.mailbox[MAIL_CHECKSUMS:].tolist()
-            sums |= {(destination, name): total for name, total in zip(stage.tensors, found, strict=True)}
+            names = self._outgoing.tensors(destination)
+            sums |= {(destination, name): total for name, total in zip(names, found, strict=True)}
             stage.mailbox.zero_()
         return longest, sums

@@ -63,7 +63,7 @@ def deploy(
     destinations = tuple(engines.layouts(lambda place: sglang_layout(hf, place)))
     training = tuple(range(len(sources)))
     if not colocated:
-        first = -(-len(sources) // per_node) * per_node
+        first = len(sources)
         devices = Devices(training, tuple(range(first, first + len(destinations))), per_node)
         return Deployment(sources, destinations, devices, engines)
     placed = place_engines(intersect(sources, destinations), training, engines.tp, per_node)

@@ -144,6 +144,11 @@ class EngineUpdates:
         self.failures[number] = reason
         self._updates[number].abandon(reason)
 
+    def fail_all(self, reasons: Mapping[int, str]) -> None:
+        """Give up those of the engines that have not failed yet."""
+        for number in set(reasons) & set(self.alive):
+            self.fail(number, reasons[number])
+
     def __enter__(self) -> EngineUpdates:
         return self
 

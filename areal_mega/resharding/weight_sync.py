@@ -26,26 +26,33 @@ class WeightSyncError(RuntimeError):
 
 
 class Transport(Protocol):
-    """How bytes get from the training ranks to the engines' workers. Every training rank has one."""
+    """How bytes get from the training ranks to the engines' workers. Every training rank has one.
+
+    streams: the workers take a chunk while it is sent; otherwise when all ranks have brought their parts of it.
+    """
 
     name: str
+    streams: bool
     plan_id: str
     chunks: range
     lower_bound_bytes: int
 
-    def connect_orders(self) -> dict[int, Order]:
-        """For workers that this rank is responsible for: how they take part. Good for one connection."""
+    def connect_orders(self, engines: Sequence[int]) -> dict[int, Order]:
+        """For the workers of these engines that this rank is responsible for: how they take part, once."""
+
+    def meet(self, engines: Sequence[int]) -> None:
+        """This rank's part of the connection, while the workers have their orders."""
 
     def load_order(self, chunk: int) -> Order:
         """For all workers: take a chunk."""
 
-    def fill(self, chunk: int, spent: Spent) -> None:
-        """This rank's part of a chunk, on its way."""
+    def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
+        """This rank's part of a chunk, on its way. Returns the engines that were lost by it, and how it showed."""
 
     def expected_checksums(self) -> Sums:
         """What this rank adds to the checksum of each tensor."""
 
-    def read_mail(self) -> tuple[float, Sums]:
+    def read_mail(self, engines: Sequence[int]) -> tuple[float, Sums]:
         """Of the workers that this rank is responsible for: the longest time of loading, in seconds, and what the last
         check found."""
 
@@ -97,26 +104,27 @@ class WeightSync:
         """One attempt for some of the engines. Every rank gets the report and the failures, by engine."""
         started = time.perf_counter()
         verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
-        spent = Spent()
+        transport, spent = self._transport, Spent()
         with EngineUpdates({n: self._engines[n] for n in numbers if self._engines}, version) as updates:
             updates.run(lambda _, update: update.begin())
-            self._connect(numbers, updates)
-            for chunk in self._transport.chunks:
-                self._transport.fill(chunk, spent)
+            self._connect(updates)
+            for chunk in transport.chunks:
+                load = partial(_load, self._to_all(transport.load_order(chunk)), chunk == transport.chunks[-1])
+                alive = self._topology.broadcast(updates.alive)
+                if transport.streams:
+                    updates.start(load)
+                lost = transport.fill(chunk, alive, spent)
                 # All have filled it, and the engines have taken the chunk before, whose half is filled next.
                 updates.wait()
-                self._topology.barrier()
-                orders = self._to_all(self._transport.load_order(chunk))
-                last = chunk == self._transport.chunks[-1]
-                updates.start(partial(_load, orders, last))
-            updates.wait()
+                for there in self._topology.gather(lost):
+                    updates.fail_all(there)
+                if not transport.streams:
+                    updates.start(load)
+            spent.load, _ = self._mail(updates)
             if verify:
-                check = self._to_all({"order": "check", "plan": self._transport.plan_id})
-                updates.run(lambda _, update: update.tell(check, writes=False))
-            self._topology.barrier()  # the workers have written their mail
-            spent.load, found = self._transport.read_mail()
-            if verify:
-                self._compare(found, updates)
+                check = self._to_all({"order": "check", "plan": transport.plan_id})
+                updates.start(lambda _, update: update.tell(check, writes=False))
+                self._compare(self._mail(updates)[1], updates)
             updates.run(lambda _, update: update.commit())
             failures = self._topology.broadcast(updates.failures)
         self._verified |= verify and not failures
@@ -136,19 +144,28 @@ class WeightSync:
     def _to_all(self, order: Order) -> list[Order]:
         return [order] * self._deployment.engines.tp
 
-    def _connect(self, numbers: Sequence[int], updates: EngineUpdates) -> None:
+    def _connect(self, updates: EngineUpdates) -> None:
         """Engines that were started since the last update learn of the plan."""
-        new = [n for n in numbers if self._engines and self._connected.get(n) != self._engines[n].starts]
+        new = [n for n in updates.alive if self._connected.get(n) != self._engines[n].starts]
         if not (new := self._topology.broadcast(new)):
             return
-        orders = {
-            rank: order
-            for there in self._topology.gather(self._transport.connect_orders())
-            for rank, order in there.items()
-        }
+        gathered = self._topology.gather(self._transport.connect_orders(new))
+        orders = {rank: order for there in gathered for rank, order in there.items()}
         of = {number: [orders[rank] for rank in self._deployment.ranks_of(number)] for number in new}
-        updates.run(lambda number, update: update.tell(of[number], writes=False) if number in of else None)
+        updates.start(lambda number, update: update.tell(of[number], writes=False) if number in of else None)
+        self._transport.meet(new)
+        updates.wait()
         self._connected |= {n: self._engines[n].starts for n in new if self._engines}
+
+    def _mail(self, updates: EngineUpdates) -> tuple[float, Sums]:
+        """What the workers report of the step that was started last, when they have done it."""
+        if self._transport.streams:
+            mail = self._transport.read_mail(updates.alive)
+            updates.wait()
+            return mail
+        updates.wait()
+        self._topology.barrier()
+        return self._transport.read_mail(updates.alive)
 
     def _compare(self, found: Sums, updates: EngineUpdates) -> None:
         """Engines whose checksums are not those of what was sent have failed."""

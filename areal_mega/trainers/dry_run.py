@@ -82,7 +82,11 @@ def deployment(options: PPOOptions, hf: Any, grid: MegatronGrid) -> Deployment:
     """Where weights are and go. Raises a UserError if the engines' layout does not divide the model or the machines."""
     engines = SGLangGrid(tp=options.rollout.tensor, ep=options.rollout.expert, count=options.rollout.engines)
     per_node = min(GPUS_PER_MACHINE, grid.world)
-    return deploy(hf, grid.places(), engines, colocated=True, per_node=per_node)
+    return deploy(hf, grid.places(), engines, colocated=_colocated(options), per_node=per_node)
+
+
+def _colocated(options: PPOOptions) -> bool:
+    return options.resharding.transport == "colocated"
 
 
 def headline(options: CommonOptions, hf: Any, grid: MegatronGrid) -> str:
@@ -116,7 +120,7 @@ def rank_parts(options: CommonOptions, hf: Any, grid: MegatronGrid, stage: int) 
             parts["critic"] = sum(v for k, v in critic.items() if parts[k])
     parts["activations"] = activation_bytes(hf, options.policy, stage, size)
     parts["logits"] = workspace_bytes(options.policy) if stage == grid.pp - 1 else 0.0
-    if isinstance(options, PPOOptions):
+    if isinstance(options, PPOOptions) and _colocated(options):
         fraction = options.rollout.sglang.get("mem_fraction_static", GPU_MEMORY_FRACTION)
         parts["engine"] = fraction * GPU_GB * GB
         parts["weight buffer"] = options.resharding.buffer_mb << 20
@@ -135,7 +139,7 @@ def memory_table(options: CommonOptions, hf: Any, grid: MegatronGrid) -> Table:
     shown.add_row("total", *(f"{sum(parts.values()) / GB:.2f}" for parts in stages))
     engine = (
         f"; engine: rollout.sglang.mem_fraction_static of {GPU_GB} GB, weights and KV cache together"
-        if isinstance(options, PPOOptions)
+        if isinstance(options, PPOOptions) and _colocated(options)
         else ""
     )
     shown.caption = f"activations: estimated for full micro-batches (docs/recipes.md){engine}"

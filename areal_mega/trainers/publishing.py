@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from areal_mega.config.errors import UserError
 from areal_mega.config.options import PPOOptions
 from areal_mega.policy.hf_weights import place
 from areal_mega.policy.spec import read_config
 from areal_mega.resharding.colocated import ColocatedTransport
 from areal_mega.resharding.deployment import Deployment, deploy
+from areal_mega.resharding.disaggregated import DisaggregatedTransport
 from areal_mega.resharding.engine_update import Engine
 from areal_mega.resharding.layouts import SGLangGrid
-from areal_mega.resharding.weight_sync import WeightSync
+from areal_mega.resharding.weight_sync import Transport, WeightSync
 from areal_mega.runtime.distributed import Topology
 
 
@@ -23,14 +26,23 @@ def deployment_of(options: PPOOptions, topology: Topology) -> Deployment:
     """Where the run's weights are and go; every rank calls it.
 
     Raises:
-        UserError: the engines' layout does not divide the model or the machines.
+        UserError: the engines' layout does not divide the model or the machines, or there are too few GPUs.
     """
     rollout = options.rollout
     cpu = topology.device.type == "cpu"
     engines = SGLangGrid(tp=rollout.tensor, ep=rollout.expert, count=rollout.engines, cpu=cpu)
+    colocated = options.resharding.transport == "colocated"
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not (colocated or cpu):
+        per_node = torch.cuda.device_count()
+        if topology.world + engines.world > per_node:
+            raise UserError(
+                f"resharding.transport=disaggregated takes {topology.world} GPUs for the trainers and {engines.world} "
+                f"for the engines of one machine, which has {per_node}; lower rollout.engines or rollout.tensor, or "
+                "use resharding.transport=colocated."
+            )
     places = topology.gather(place(topology))
-    return deploy(read_config(options.model.path), places, engines, colocated=True, per_node=per_node)
+    return deploy(read_config(options.model.path), places, engines, colocated=colocated, per_node=per_node)
 
 
 def weight_sync(
@@ -46,5 +58,9 @@ def weight_sync(
     weights: this rank's, by Megatron name. engines: on the main rank.
     """
     o = options.resharding
-    transport = ColocatedTransport(topology, deployment, weights, o.buffer_mb << 20)
+    transports: dict[str, Callable[..., Transport]] = {
+        "colocated": ColocatedTransport,
+        "disaggregated": DisaggregatedTransport,
+    }
+    transport = transports[o.transport](topology, deployment, weights, o.buffer_mb << 20)
     return WeightSync(topology, deployment, transport, o, engines, directory)

@@ -48,10 +48,21 @@ void store(T* to, Vector<T> x) {
 template <typename T>
 Vector<T> larger(Vector<T> x, Vector<T> y) {
 #if defined(__AVX512F__)  // for which GCC makes two instructions of the general form
-    if constexpr (sizeof(T) == 4) return _mm512_max_ps(x, y);
-    if constexpr (sizeof(T) == 8) return _mm512_max_pd(x, y);
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_max_ps(-1, x, y);
+    if constexpr (sizeof(T) == 8) return _mm512_maskz_max_pd(-1, x, y);
 #else
     return x > y ? x : y;
+#endif
+}
+
+// The smaller one in each lane; y's where one of them is NaN.
+template <typename T>
+Vector<T> smaller(Vector<T> x, Vector<T> y) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_min_ps(-1, x, y);
+    if constexpr (sizeof(T) == 8) return _mm512_maskz_min_pd(-1, x, y);
+#else
+    return x < y ? x : y;
 #endif
 }
 

@@ -14,7 +14,16 @@ using Mask = Bits<T>;
 template <typename T>
 Mask<T> widened(const uint8_t* bytes) {
 #if defined(__AVX2__)  // for which GCC moves the bytes of the general form one by one; maskz spares a warning
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    __m128i packed;
+    if constexpr (kLanes<T> == 16) {
+        packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    } else if constexpr (kLanes<T> == 8) {
+        packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    } else {
+        int32_t word;
+        __builtin_memcpy(&word, bytes, sizeof word);
+        packed = _mm_cvtsi32_si128(word);
+    }
 #endif
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) return (Mask<T>)_mm512_maskz_cvtepu8_epi32(-1, packed);
@@ -30,33 +39,23 @@ Mask<T> widened(const uint8_t* bytes) {
 #endif
 }
 
-// The next `count` tokens from t on; at most a vector of them.
-template <typename T>
+// A vector of tokens from t on, of which the last ones may not exist unless it is `full`.
+template <typename T, bool full>
 class Tokens {
   public:
-    Tokens(const bool* loss_mask, int64_t t, int64_t end)
-        : t_(t), count_(end - t < kLanes<T> ? static_cast<int>(end - t) : kLanes<T>) {
-        uint8_t bytes[16] = {};
-        if (count_ == kLanes<T>) {
-            __builtin_memcpy(bytes, loss_mask + t, kLanes<T>);
-        } else {
-            __builtin_memcpy(bytes, loss_mask + t, count_);
-        }
-        uint64_t words[2];
-        __builtin_memcpy(words, bytes, sizeof words);
-        any_ = words[0] | words[1];
-        valid_ = widened<T>(bytes) != 0;
+    Tokens(const bool* loss_mask, int64_t t, int count) : t_(t), count_(count) {
+        uint8_t bytes[kLanes<T>] = {};
+        if constexpr (!full) __builtin_memcpy(bytes, loss_mask + t, count);
+        valid_ = widened<T>(full ? reinterpret_cast<const uint8_t*>(loss_mask + t) : bytes) != 0;
     }
 
-    // Whether any of them is valid.
-    bool any() const { return any_; }
     Mask<T> valid() const { return valid_; }
 
     // x at the valid tokens, 0 at the masked ones and where x is null.
     Vector<T> of(const T* x) const {
         Vector<T> loaded = {};
         if (!x) return loaded;
-        if (count_ == kLanes<T>) {
+        if constexpr (full) {
             loaded = load(x + t_);
         } else {
             __builtin_memcpy(&loaded, x + t_, count_ * sizeof(T));
@@ -65,7 +64,7 @@ class Tokens {
     }
 
     void put(T* to, Vector<T> x) const {
-        if (count_ == kLanes<T>) {
+        if constexpr (full) {
             store(to + t_, x);
         } else {
             __builtin_memcpy(to + t_, &x, count_ * sizeof(T));
@@ -75,24 +74,35 @@ class Tokens {
   private:
     int64_t t_;
     int count_;
-    bool any_;
     Mask<T> valid_;
 };
 
-// `count` sums over tokens. A few vectors are summed in T; those sums, and the lanes at the end, in double.
+// Calls body(tokens, i) for vector i of the tokens [begin, end).
+template <typename T, typename Body>
+void over_vectors(const bool* loss_mask, int64_t begin, int64_t end, const Body& body) {
+    int64_t t = begin;
+    int i = 0;
+    for (; t + kLanes<T> <= end; t += kLanes<T>) body(Tokens<T, true>(loss_mask, t, kLanes<T>), i++);
+    if (t < end) body(Tokens<T, false>(loss_mask, t, static_cast<int>(end - t)), i);
+}
+
+// So many vectors are summed in T; those sums, and the lanes at the end, in double.
+constexpr int kVectorsPerRun = 8;
+
+// Calls body(begin, end) for each run of the tokens [begin, end).
+template <typename T, typename Body>
+void over_runs(int64_t begin, int64_t end, const Body& body) {
+    constexpr int64_t step = kVectorsPerRun * kLanes<T>;
+    for (int64_t t = begin; t < end; t += step) body(t, t + step < end ? t + step : end);
+}
+
+// `count` sums over tokens.
 template <typename T, int count>
 class Sums {
   public:
-    // Calls add(tokens, sums) for the tokens [begin, end), a vector at a time: what it adds to sums[i] is summed.
-    template <typename Add>
-    void over(const bool* loss_mask, int64_t begin, int64_t end, const Add& add) {
-        for (int64_t t = begin; t < end;) {
-            Vector<T> recent[count] = {};
-            for (int i = 0; i < kVectors && t < end; ++i, t += kLanes<T>) add(Tokens<T>(loss_mask, t, end), recent);
-            for (int i = 0; i < count; ++i) {
-                for (int lane = 0; lane < kLanes<T>; ++lane) lanes_[i][lane] += recent[i][lane];
-            }
-        }
+    // of_run: the sum over a run.
+    void add(int i, Vector<T> of_run) {
+        for (int lane = 0; lane < kLanes<T>; ++lane) lanes_[i][lane] += of_run[lane];
     }
 
     double operator[](int i) const {
@@ -102,25 +112,25 @@ class Sums {
     }
 
   private:
-    static constexpr int kVectors = 8;
     double lanes_[count][kLanes<T>] = {};
 };
 
+// NaN stays.
 template <typename T>
 Vector<T> clamp(Vector<T> x, T low, T high) {
-    const Vector<T> at_most = x > high ? Vector<T>{} + high : x;
-    return at_most < low ? Vector<T>{} + low : at_most;
+    return larger<T>(Vector<T>{} + low, smaller<T>(Vector<T>{} + high, x));
 }
 
 template <typename T>
 Vector<T> absolute(Vector<T> x) {
-    return x < 0 ? -x : x;
+    constexpr int64_t all_but_sign = sizeof(T) == 4 ? 0x7fffffff : 0x7fffffffffffffff;
+    return (Vector<T>)((Bits<T>)x & (Bits<T>{} + all_but_sign));
 }
 
-// 1 where the mask is set, otherwise 0.
+// Adds 1 where the mask is set.
 template <typename T>
-Vector<T> indicator(Mask<T> mask) {
-    return mask ? Vector<T>{} + 1 : Vector<T>{};
+void count(Vector<T>& sum, Mask<T> mask) {
+    sum = mask ? sum + 1 : sum;
 }
 
 }  // namespace

@@ -9,21 +9,31 @@ namespace areal_mega::AREAL_MEGA_ISA {
 template <typename T>
 void value_loss(const ValueLossArguments<T>& x, int64_t begin, int64_t end, double* sums) {
     Sums<T, kValueSums> block;
-    block.over(x.loss_mask, begin, end, [&](const Tokens<T>& tokens, Vector<T>* recent) {
-        const Vector<T> value = tokens.of(x.values), old = tokens.of(x.old_values), zero = {};
-        const Vector<T> target = tokens.of(x.returns), weight = tokens.of(x.loss_weight);
-        const Vector<T> change = value - old, distance = value - target;
-        const Vector<T> bounded = old + clamp<T>(change, -x.clip, x.clip) - target;
-        const Vector<T> error = distance * distance, bounded_error = bounded * bounded;
-        const Mask<T> clipped = (absolute<T>(change) > x.clip) & (bounded_error > error);
-        recent[kValueLoss] += static_cast<T>(0.5) * weight * (clipped ? bounded_error : error);
-        recent[kValueTokens] += indicator<T>(tokens.valid());
-        recent[kValue] += value;
-        recent[kReturn] += target;
-        recent[kError] += error;
-        recent[kValueClipped] += indicator<T>(clipped);
-        recent[kReturnSquared] += target * target;
-        tokens.put(x.grad_values, weight * (clipped ? zero : distance));
+    over_runs<T>(begin, end, [&](int64_t first, int64_t last) {
+        Vector<T> losses = {}, valid = {}, values = {}, returns = {}, errors = {}, clips = {}, squares = {};
+        over_vectors<T>(x.loss_mask, first, last, [&](const auto& tokens, int) {
+            const Vector<T> value = tokens.of(x.values), old = tokens.of(x.old_values), zero = {};
+            const Vector<T> target = tokens.of(x.returns), weight = tokens.of(x.loss_weight);
+            const Vector<T> change = value - old, distance = value - target;
+            const Vector<T> bounded = old + clamp<T>(change, -x.clip, x.clip) - target;
+            const Vector<T> error = distance * distance, bounded_error = bounded * bounded;
+            const Mask<T> clipped = (absolute<T>(change) > x.clip) & (bounded_error > error);
+            losses += static_cast<T>(0.5) * weight * (clipped ? bounded_error : error);
+            count<T>(valid, tokens.valid());
+            values += value;
+            returns += target;
+            errors += error;
+            count<T>(clips, clipped);
+            squares += target * target;
+            tokens.put(x.grad_values, weight * (clipped ? zero : distance));
+        });
+        block.add(kValueLoss, losses);
+        block.add(kValueTokens, valid);
+        block.add(kValue, values);
+        block.add(kReturn, returns);
+        block.add(kError, errors);
+        block.add(kValueClipped, clips);
+        block.add(kReturnSquared, squares);
     });
     for (int i = 0; i < kValueSums; ++i) sums[i] = block[i];
 }

@@ -65,6 +65,7 @@ def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float)
     [(0, 8, 5), (1, 1, 1), (7, 63, 2), (129, 129, 127), (128, 64, 1025), (3, 127, 8195), (2, 896, 255)],
 )
 def test_equals_the_definition(kernel: Kernel, tokens: int, width: int, vocabulary: int) -> None:
+    tokens = affordable(kernel, tokens, interpreted=min(tokens, 10))
     inputs = problem(tokens, width, vocabulary, ignored=0.1)
     assert_close(computed(kernel, *inputs, temperature=0.7), exact(*inputs, temperature=0.7), 1e-12)
     inputs = problem(tokens, width, vocabulary, torch.float32, ignored=0.1)

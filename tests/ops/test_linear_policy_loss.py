@@ -192,14 +192,22 @@ def test_three_products_instead_of_four() -> None:
     assert work.multiplications == 4 * one
 
 
-def test_memory_is_that_of_the_workspace() -> None:
-    tokens, width, vocabulary = 256, 64, 40_000
+@pytest.mark.parametrize(("tokens", "width", "workspace"), [(256, 64, 4 * 2**20), (64, 256, 2**20)])
+def test_memory_is_that_of_the_workspace(tokens: int, width: int, workspace: int) -> None:
+    vocabulary = 40_000
     inputs = problem(tokens, width, vocabulary, torch.float32)
-    workspace = 4 * 2**20
     with allocations() as memory:
         ops.linear_policy_loss(options=EVERYTHING, workspace_bytes=workspace, **inputs)[0].backward()
     assert memory.peak < 4 * width * (tokens + vocabulary) + 1.5 * workspace
     assert workspace < 4 * tokens * vocabulary / 9
+
+
+def test_by_default_logits_are_held_where_they_are_smaller_than_the_gradient() -> None:
+    tokens, width, vocabulary = 60, 100, 40_000
+    inputs = problem(tokens, width, vocabulary, torch.float32)
+    with allocations() as memory:
+        ops.linear_policy_loss(options=EVERYTHING, **inputs)[0].backward()
+    assert 4 * tokens * vocabulary < memory.peak - 4 * width * vocabulary < 4 * 1.2 * tokens * vocabulary
 
 
 def test_runs_repeat_bitwise() -> None:

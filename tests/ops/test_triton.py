@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from areal_mega import ops
 from areal_mega.ops import PolicyLossOptions
 from areal_mega.ops.backend import interpreting
 
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 WORKER = Path(__file__).with_name("triton_compile_worker.py")
 FULL = PolicyLossOptions(dual_clip=2.0, behavior="sequence", behavior_high=1.5, kl_coef=0.3, entropy_coef=0.1)
 
@@ -68,6 +70,7 @@ VARIANTS = {"_policy_loss": 2, "_share_over_sequence": 2}
 VECTORS = {"_sum_chunks": 4, "_write_gradient": 2, "_policy_loss": 14, "_value_loss": 8}
 
 
+@needs_triton
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_compiles_for_a_gpu(architecture: int, tmp_path: Path) -> None:
     """Once for all lengths, with wide loads, and with all that a thread holds in registers."""
@@ -86,6 +89,7 @@ def test_compiles_for_a_gpu(architecture: int, tmp_path: Path) -> None:
             assert variant["vectors"] >= VECTORS.get(kernel, 0), (name, variant)
 
 
+@needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, nothing is interpreted")
 def test_children_do_not_inherit_the_interpreter() -> None:
     code = "import triton; from areal_mega.ops.backend import interpreting; print(interpreting())"

@@ -152,7 +152,7 @@ def test_mistakes_are_named(change: dict, message: str) -> None:
 
 @pytest.mark.parametrize("backend", on_cpu("cpp", "triton", "reference"))
 def test_torch_accepts_and_compiles_the_operator(backend: str) -> None:
-    inputs = problem(20)
+    inputs = problem(8)
     variable = inputs["values"].requires_grad_()
     torch.library.opcheck(torch.ops.areal_mega.value_loss.default, (*inputs.values(), 0.2, backend))
     assert torch.autograd.gradcheck(

@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_nothing_running(start, ppo_arguments, tmp_path, when):
         program = start("tools/train_ppo.py", *arguments)
     log = tmp_path / "out" / "latest" / "engine.log"
     program.wait_for(log.exists if when == "engine starts" else lambda: "step 1/" in program.output)
-    assert len(program.family()) >= 5
+    program.wait_for(lambda: len(program.family()) >= 5)  # torchrun, two ranks, guard and engine
     os.killpg(program.process.pid, signal.SIGINT)
     assert program.wait(60) != 0
     program.assert_nothing_left()

@@ -25,6 +25,7 @@ from resharding.sync_worker import answer, server
 from areal_mega.config.options import ParallelOptions, PolicyOptions, ReshardingOptions, RuntimeOptions
 from areal_mega.resharding.colocated import ColocatedTransport
 from areal_mega.resharding.deployment import deploy
+from areal_mega.resharding.disaggregated import DisaggregatedTransport
 from areal_mega.resharding.layouts import SGLangGrid
 from areal_mega.resharding.weight_sync import WeightSync
 from areal_mega.rollout.server import SGLangServer
@@ -32,7 +33,7 @@ from areal_mega.runtime import distributed
 
 
 def main(job: dict[str, Any]) -> None:
-    """job: start (folder of the model), updates, kills (numbers of updates), out, and what `server` takes."""
+    """job: start (folder of the model), updates, kills (numbers of updates), transport, out; more as for `server`."""
     topology = distributed.initialize(RuntimeOptions(device="cpu"), ParallelOptions(tensor=2), seed=1)
     from areal_mega.policy.model import MegatronModel
 
@@ -43,9 +44,10 @@ def main(job: dict[str, Any]) -> None:
         topology.barrier()
         options = PolicyOptions(parallel=topology.parallel)
         model = MegatronModel(topology, job["start"], options, dtype="float32", optimizer=None, head="logprob", seed=1)
-        deployment = deploy(model.hf, topology.gather(model.place), grid, colocated=True, per_node=topology.world)
-        weights = model.held_weights
-        transport = ColocatedTransport(topology, deployment, weights, 60_000)
+        colocated, weights = job["transport"] == "colocated", model.held_weights
+        places = topology.gather(model.place)
+        deployment = deploy(model.hf, places, grid, colocated=colocated, per_node=topology.world)
+        transport = (ColocatedTransport if colocated else DisaggregatedTransport)(topology, deployment, weights, 60_000)
         weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
         said: list[Any] = []
         for version in range(1, job["updates"] + 1):

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from areal_mega.config.options import ParallelOptions, PolicyOptions, ReshardingOptions, RolloutOptions, RuntimeOptions
 from areal_mega.resharding.colocated import ColocatedTransport
 from areal_mega.resharding.deployment import deploy
+from areal_mega.resharding.disaggregated import DisaggregatedTransport
 from areal_mega.resharding.layouts import SGLangGrid
 from areal_mega.resharding.weight_sync import WeightSync
 from areal_mega.rollout.server import HTTP, SGLangServer
@@ -74,10 +75,10 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         topology, case["folder"], options, dtype=case["dtype"], optimizer=None, head="logprob", seed=1
     )
     places = topology.gather(model.place)
-    deployment = deploy(model.hf, places, grid, colocated=True, per_node=topology.world)
-    transport = ColocatedTransport(
-        topology, deployment, model.held_weights, case.get("buffer_bytes", 1 << 30), case.get("hosts")
-    )
+    colocated, buffer_bytes = "disaggregated" not in case, case.get("buffer_bytes", 1 << 30)
+    deployment = deploy(model.hf, places, grid, colocated=colocated, per_node=topology.world)
+    common = topology, deployment, model.held_weights, buffer_bytes
+    transport = ColocatedTransport(*common, case.get("hosts")) if colocated else DisaggregatedTransport(*common)
     weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
     before = [checksums(engine) for engine in engines]
     report = weight_sync.send(version)

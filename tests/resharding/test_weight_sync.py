@@ -26,6 +26,12 @@ STARTS = {
             "TP2": {"parallel": {"tensor": 2}},
             "PP2 in chunks": {"parallel": {"pipeline": 2}, "buffer_bytes": 60_000},
             "TP2 on two machines, in chunks": {"parallel": {"tensor": 2}, "buffer_bytes": 60_000, "hosts": [0, 1]},
+            "TP2 from process to process": {"parallel": {"tensor": 2}, "disaggregated": True},
+            "PP2 from process to process, in chunks": {
+                "parallel": {"pipeline": 2},
+                "buffer_bytes": 60_000,
+                "disaggregated": True,
+            },
         },
     ),
     "tp2": (
@@ -151,12 +157,14 @@ def test_requests_under_way_go_on_under_the_new_weights(found, case):
 
 
 @pytest.mark.slow
-def test_an_engine_killed_in_an_update_is_started_again_and_serves_what_it_reports(tmp_path):
+@pytest.mark.parametrize("transport", ["colocated", "disaggregated"])
+def test_an_engine_killed_in_an_update_is_started_again_and_serves_what_it_reports(tmp_path, transport):
     save_tiny_model(tmp_path / "start", "qwen3")
     job = {
         "start": str(tmp_path / "start"),
         "engines": {"tp": 1, "count": 2},
         "dtype": "float32",
+        "transport": transport,
         "updates": int(os.environ.get("AREAL_MEGA_UPDATES", "4")),
         "kills": json.loads(os.environ.get("AREAL_MEGA_KILLS", "[2]")),
         "out": str(tmp_path / "found.json"),

@@ -20,7 +20,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy", "hydra-core")
+TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy", "hydra-core", "pybind11")
 
 
 def main() -> None:

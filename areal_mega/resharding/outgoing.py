@@ -1,0 +1,94 @@
+"""A training rank's side of the plan, which is the same for every way of transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from areal_mega.resharding.checksums import checksum, wrapped
+from areal_mega.resharding.deployment import Deployment
+from areal_mega.resharding.engine_update import Order
+from areal_mega.resharding.loader import entry
+from areal_mega.resharding.plan import Message
+from areal_mega.resharding.slots import Copies, Slot, nbytes, places, slots
+from areal_mega.runtime.distributed import Topology
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """A message that this rank hands over. remote: it leaves the device."""
+
+    message: Message
+    nbytes: int
+    remote: bool
+    copies: Copies
+
+
+class Outgoing:
+    """What this rank sends, chunk by chunk, and what the engines' workers must know to take it.
+
+    weights: this rank's tensors by Megatron name. buffer_bytes: what an engine rank's buffer may take, unless a single
+    tensor is larger. All ranks make one together.
+    """
+
+    def __init__(
+        self, topology: Topology, deployment: Deployment, weights: Mapping[str, Tensor], buffer_bytes: int
+    ) -> None:
+        self._deployment, self._weights = deployment, weights
+        layout = deployment.sources[topology.rank]
+        own = {piece.box.name: weights[piece.parameter].dtype for piece in layout.pieces}
+        self.dtypes = {name: dtype for there in topology.gather(own) for name, dtype in there.items()}
+        limit = buffer_bytes // max(dtype.itemsize for dtype in self.dtypes.values())
+        self.plan = deployment.plan(None if deployment.largest <= limit else limit // 2)
+        self.chunks = range(len(self.plan.chunks))
+        self.lower_bound_bytes = deployment.lower_bound(lambda name: self.dtypes[name].itemsize)
+        self.parcels: list[list[Parcel]] = [[] for _ in self.chunks]
+        for message in self.plan.sends(topology.rank, local=True):
+            size = nbytes(message, self.dtype_of)
+            copies = Copies.between(weights, places(message, layout.shapes, self.dtype_of), size)
+            self.parcels[message.chunk].append(Parcel(message, size, not self.plan.stays(message), copies))
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of a Hugging Face tensor on its way: as the trainers have it."""
+        return self.dtypes[name]
+
+    def slots(self, destination: int) -> list[Slot]:
+        """Where the messages of an engine rank lie in its buffer."""
+        return slots(self.plan, destination, self.dtype_of)
+
+    def tensors(self, destination: int) -> list[str]:
+        """The Hugging Face tensors of which an engine rank has parts."""
+        return list(self._deployment.destinations[destination].by_name)
+
+    def connect_order(self, destination: int, there: list[Slot], plan_id: str) -> Order:
+        """What every way of transport tells a worker: which bytes of its buffer go where."""
+        shapes = self._deployment.destinations[destination].shapes
+        offsets = {(slot.source, slot.chunk): slot.offset for slot in there}
+        entries: list[list[Any]] = [[] for _ in self.chunks]
+        for message in self.plan.receives(destination, local=True):
+            offset = offsets[message.source, message.chunk]
+            entries[message.chunk] += [entry(p) for p in places(message, shapes, self.dtype_of, offset)]
+        names = self.tensors(destination)
+        return {
+            "order": "connect",
+            "plan": plan_id,
+            "places": entries,
+            "tensors": names,
+            "shapes": dict(shapes),
+            "dtypes": {name: str(self.dtypes[name]) for name in names},
+            "chunk_bytes": max(slot.offset + slot.nbytes for slot in there),
+        }
+
+    def expected_checksums(self) -> dict[tuple[int, str], int]:
+        """What this rank adds to the checksum of each tensor (engine rank, Hugging Face name)."""
+        sums: dict[tuple[int, str], int] = {}
+        for parcel in (parcel for chunk in self.parcels for parcel in chunk):
+            for part in parcel.message.slices:
+                key = parcel.message.destination, part.piece.box.name
+                values = part.piece.view(self._weights[part.piece.parameter])
+                sums[key] = wrapped(sums.get(key, 0) + checksum(values, part.piece.box))
+        return sums
