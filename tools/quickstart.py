@@ -20,10 +20,6 @@ HELD_OUT = 256
 TEXTBOOK_LINES = 153_600
 PUPIL_LINES = 10_240
 SLIP_RATE = 0.75
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 
 def main() -> int:
@@ -57,23 +53,11 @@ def make_inputs() -> None:
 def make_random_model(folder: Path, texts: list[str]) -> None:
     """A Qwen3-shaped model of 1.3 million parameters with a tokenizer of its own."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    bpe = Tokenizer(models.BPE())
-    # Digits stay single tokens; everything else may merge across words, so a question is a dozen tokens.
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet)
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>", chat_template=CHAT_TEMPLATE
-    )
+    from areal_mega.data.small_tokenizer import small_tokenizer
+
+    tokenizer = small_tokenizer(texts, 384)
     tokenizer.save_pretrained(folder)
     config = Qwen3Config(
         vocab_size=len(tokenizer),

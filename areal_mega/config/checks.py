@@ -25,6 +25,7 @@ from areal_mega.config.options import (
     VERIFIER_NAMES,
     CommonOptions,
     DataOptions,
+    EvaluateOptions,
     OptimizerOptions,
     PPOOptions,
     RewardOptions,
@@ -43,19 +44,23 @@ BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
 }
 
 
-def check(options: CommonOptions, ranks: int, cuda: bool) -> None:
-    """Check the options for a run on so many ranks, with or without a GPU.
+def check(options: CommonOptions | EvaluateOptions, ranks: int, cuda: bool) -> None:
+    """Check the options for a run on so many ranks, with or without a GPU. Of an evaluation the ranks are the engines'.
 
     Raises:
         UserError: the options contradict each other, the machine or the model; all reasons are listed.
     """
     problems = list(_values(options))
     if not problems:
-        problems += [*_device(options, cuda), *_policy(options, ranks), *_mix(options.data)]
+        problems += _device(options, cuda)
+        if isinstance(options, CommonOptions):
+            problems += [*_policy(options, ranks), *_mix(options.data)]
         if isinstance(options, PPOOptions):
             problems += _ppo(options, ranks, resolve_device(options.runtime.device, cuda))
         elif isinstance(options, SFTOptions):
             problems += _sft(options, ranks)
+        elif isinstance(options, EvaluateOptions):
+            problems += _evaluate(options, ranks, resolve_device(options.runtime.device, cuda))
     if problems:
         raise UserError("These options cannot be used:\n" + "\n".join(f"  - {p}" for p in problems))
 
@@ -79,6 +84,8 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
     yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
     yield from rollout_problems(options)
+    if options.evaluation.keep_best and not (options.data.validation and options.evaluation.every):
+        yield "evaluation.keep_best=true chooses among evaluations; set data.validation and evaluation.every."
     yield from engine_problems(options, ranks, device)
 
 
@@ -91,7 +98,22 @@ def _sft(options: SFTOptions, ranks: int) -> Iterator[str]:
     yield from _length(options, "max_tokens", options.max_tokens)
 
 
-def _values(options: CommonOptions) -> Iterator[str]:
+def _evaluate(options: EvaluateOptions, ranks: int, device: str) -> Iterator[str]:
+    rollout = options.rollout
+    if not options.benchmarks:
+        yield "benchmarks names nothing to evaluate; set benchmarks=[aime24,math-500] or another (see --list)."
+    for k in options.pass_at or []:
+        if not 1 <= k <= rollout.samples_per_prompt:
+            yield f"pass_at has {k}; it must be between 1 and rollout.samples_per_prompt={rollout.samples_per_prompt}."
+    if rollout.temperature == 0 and rollout.samples_per_prompt > 1:
+        yield "rollout.temperature=0 gives the same answer every time; set rollout.samples_per_prompt=1."
+    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    yield from _context(options.model.path, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
+    yield from _reward(options.reward)
+    yield from engine_problems(options, ranks, device)
+
+
+def _values(options: CommonOptions | EvaluateOptions) -> Iterator[str]:
     for name, field in walk(type(options)):
         value: Any = operator.attrgetter(name)(options)
         if value is None:
@@ -105,7 +127,7 @@ def _values(options: CommonOptions) -> Iterator[str]:
                 yield f"{name}={value}: must be {words} {bound}."
 
 
-def _device(options: CommonOptions, cuda: bool) -> Iterator[str]:
+def _device(options: CommonOptions | EvaluateOptions, cuda: bool) -> Iterator[str]:
     if options.runtime.device == "cuda" and not cuda:
         yield "runtime.device=cuda: this machine has no CUDA device that torch can use; set runtime.device=cpu."
 
@@ -121,7 +143,8 @@ def _policy(options: CommonOptions, ranks: int) -> Iterator[str]:
 
 
 def _divisible_by_layout(name: str, path: str, options: CommonOptions) -> Iterator[str]:
-    for problem in layout_problems(_config_of(path), options.policy.parallel):
+    model = _config_of(path)
+    for problem in layout_problems(model, options.policy.parallel) if model else ():
         yield f"{name}={path}: {problem}."
 
 
@@ -185,14 +208,18 @@ def _schedule(name: str, optimizer: OptimizerOptions, updates: int) -> Iterator[
 
 
 def _length(options: CommonOptions, what: str, length: int) -> Iterator[str]:
-    context = _config_of(options.model.path).get("max_position_embeddings")
+    yield from _context(options.model.path, what, length)
     budget = options.policy.max_tokens_per_micro_batch
-    if context is not None and length > context:
-        yield f"{what} = {length} is longer than the model's context of {context} tokens; lower it."
     if length > budget:
         yield (
             f"{what} = {length} does not fit policy.max_tokens_per_micro_batch={budget}; raise it to at least {length}."
         )
+
+
+def _context(path: str, what: str, length: int) -> Iterator[str]:
+    context = _config_of(path).get("max_position_embeddings")
+    if context is not None and length > context:
+        yield f"{what} = {length} is longer than the model's context of {context} tokens; lower it."
 
 
 def _config_of(path: str) -> dict[str, Any]:

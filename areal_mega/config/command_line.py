@@ -2,8 +2,9 @@
 
 ``+experiment=NAME`` selects a recipe from configs/experiment, or from the user's own folder beside it
 (``--config-dir DIR``: DIR/experiment); ``+algorithm=NAME``, or several as ``+algorithm=[NAME,NAME]``, sets the options
-that make an algorithm, from configs/algorithm. Every option can be overridden in Hydra's grammar, ``--cfg job`` prints
-the result, ``--list`` names the recipes and algorithms, ``--help`` explains every option.
+that make an algorithm, from configs/algorithm; ``+scale=smoke`` makes a recipe small enough for a laptop. Every option
+can be overridden in Hydra's grammar, ``--cfg job`` prints the result, ``--list`` names the recipes and algorithms,
+``--help`` explains every option.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -27,16 +28,19 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from areal_mega.config.errors import UserError
-from areal_mega.config.options import CommonOptions, PPOOptions, SFTOptions
+from areal_mega.config.options import EvaluateOptions, PPOOptions, SFTOptions
 
-PROGRAMS: dict[str, type[CommonOptions]] = {"ppo": PPOOptions, "sft": SFTOptions}
+PROGRAMS: dict[str, type] = {"ppo": PPOOptions, "sft": SFTOptions, "evaluate": EvaluateOptions}
+_STARTS = {
+    "ppo": "torchrun --nproc-per-node N -m areal_mega.tools.train_ppo +experiment=NAME [option=value ...]",
+    "sft": "torchrun --nproc-per-node N -m areal_mega.tools.train_sft +experiment=NAME [option=value ...]",
+    "evaluate": "python -m areal_mega.tools.evaluate model.path=FOLDER benchmarks=[NAME,...] [option=value ...]",
+}
 CONFIGS = Path(str(files("areal_mega.configs")))  # in the source tree or in the installed wheel
 
-Options = TypeVar("Options", bound=CommonOptions)
 
-
-def parse(program: str, arguments: Sequence[str], main_rank: bool = True) -> CommonOptions:
-    """The options of ``program`` ("ppo" or "sft") for the given command-line arguments.
+def parse(program: str, arguments: Sequence[str], main_rank: bool = True) -> Any:
+    """The options of ``program``, a name of `PROGRAMS`, for the given command-line arguments.
 
     ``--list``, ``--help`` and ``--cfg job`` print (on the main rank) and leave the program.
 
@@ -66,8 +70,8 @@ def compose_config(program: str, overrides: Sequence[str], folder: Path | None =
     """Hydra's composition of the program's options, its experiment and the overrides; folder: the user's recipes."""
     _check_experiment(program, overrides, folder)
     _check_algorithms(overrides, folder)
-    # What comes later wins: an algorithm is laid over the recipe, wherever it stands on the command line.
-    overrides = sorted(overrides, key=lambda o: o.startswith("+algorithm="))
+    # What comes later wins: algorithm and scale are laid over the recipe, wherever they stand on the command line.
+    overrides = sorted(overrides, key=lambda o: (o.startswith("+scale="), o.startswith("+algorithm=")))
     ConfigStore.instance().store(name=program, node=PROGRAMS[program])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -88,9 +92,9 @@ def to_options(config: Any) -> Any:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
+        recipe = "Choose a recipe with +experiment=NAME (see --list) or set" if "experiment" in missing else "Set"
         raise UserError(
-            f"No value for {', '.join(missing)}. Choose a recipe with +experiment=NAME "
-            f"(see --list) or set {'it' if len(missing) == 1 else 'them'} on the command line."
+            f"No value for {', '.join(missing)}. {recipe} {'it' if len(missing) == 1 else 'them'} on the command line."
         )
     return OmegaConf.to_object(config)
 
@@ -146,12 +150,12 @@ def list_algorithms(folder: Path | None = None) -> str:
 
 def help_text(program: str) -> str:
     """How to start the program and every option with its type, default and meaning."""
-    head = (
-        f"torchrun --nproc-per-node N -m areal_mega.tools.train_{program} +experiment=NAME [option=value ...]\n\n"
+    recipes = (
         "--list: all experiments and algorithms.  --config-dir DIR: yours in DIR/experiment and DIR/algorithm too.\n"
-        "+algorithm=NAME: over the experiment, the options of an algorithm.  --cfg job: the resulting options.\n"
-        "Options and their defaults:\n"
+        "+algorithm=NAME: over the experiment, the options of an algorithm.  +scale=smoke: to try it on a laptop.\n"
     )
+    lists = "--list: all benchmarks.  " if program == "evaluate" else recipes
+    head = f"{_STARTS[program]}\n\n{lists}--cfg job: the resulting options.\nOptions and their defaults:\n"
     return "\n".join([head, *(_help_line(*o) for o in walk(PROGRAMS[program]))])
 
 

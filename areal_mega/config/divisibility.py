@@ -28,6 +28,11 @@ def layout_problems(model: Model, parallel: ParallelOptions) -> Iterator[str]:
 
 def rank_problems(parallel: ParallelOptions, ranks: int) -> Iterator[str]:
     """What is wrong with a layout on so many ranks."""
+    if parallel.ranks not in (None, ranks):
+        yield (
+            f"{_OPTION}ranks={parallel.ranks}: the recipe is for so many GPUs, and these are {ranks}; start it on "
+            f"{parallel.ranks}, or set {_OPTION}ranks=null and check the rest of the layout."
+        )
     dense = {"tensor": parallel.tensor, "context": parallel.context, "pipeline": parallel.pipeline}
     expert_tensor = parallel.expert_tensor or parallel.tensor
     experts = {"expert": parallel.expert, "expert_tensor": expert_tensor, "pipeline": parallel.pipeline}

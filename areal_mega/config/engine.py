@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from areal_mega.config.options import PPOOptions, RolloutOptions
+from areal_mega.config.options import EvaluateOptions, PPOOptions, RolloutOptions
 
 # SGLang cuts responses two tokens before the end of the context and refuses prompts six before it.
 RESERVED_TOKENS = 6
@@ -46,14 +46,21 @@ def context_length(options: RolloutOptions) -> int:
     return options.max_prompt_tokens + options.max_new_tokens + RESERVED_TOKENS
 
 
-def engine_problems(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
+def engine_problems(options: PPOOptions | EvaluateOptions, ranks: int, device: str) -> Iterator[str]:
     """What is wrong with the engine's options, in sentences. device: ``cpu`` or ``cuda``."""
     rollout = options.rollout
-    if options.resharding.transport == "colocated" and rollout.engines * rollout.tensor > ranks:
+    if isinstance(options, EvaluateOptions):
+        shared, place = True, "there are no more GPUs here. Lower one of them."
+    else:
+        shared = options.resharding.transport == "colocated"
+        place = (
+            "the engines live on the trainers' devices. Lower one of them, start more ranks, or set "
+            "resharding.transport=disaggregated."
+        )
+    if shared and rollout.engines * rollout.tensor > ranks:
         yield (
             f"rollout.engines={rollout.engines} of rollout.tensor={rollout.tensor} need more than the {ranks} rank(s) "
-            "of this run; the engines live on the trainers' devices. Lower one of them, start more ranks, or set "
-            "resharding.transport=disaggregated."
+            f"of this run; {place}"
         )
     if rollout.tensor % rollout.expert:
         yield f"rollout.expert={rollout.expert} must divide rollout.tensor={rollout.tensor}."

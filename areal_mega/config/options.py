@@ -68,6 +68,9 @@ class OptimizerOptions:
 
 @dataclass
 class ParallelOptions:
+    ranks: int | None = option(
+        None, "GPUs that the layout is for, and the only number it may be started on; null: any.", minimum=1
+    )
     tensor: int = option(1, "Tensor-parallel size (TP).", minimum=1)
     pipeline: int = option(
         1, "Pipeline-parallel size (PP). The data-parallel size DP is ranks / (TP * PP * CP).", minimum=1
@@ -380,6 +383,7 @@ class AlgorithmOptions:
 
 DATA_FORMATS = (
     "auto", "ours", "boba", "boba-sft", "gsm8k", "math", "deepscaler", "dapo", "orz", "reasoning-gym", "humaneval",
+    "gpqa",
 )  # fmt: skip
 PROMPT_TYPES = (
     "chat", "plain", "boxed", "AReaL-boba", "AReaL-boba-SFT", "r1-distilled-qwen", "r1-distilled-qwen-gpqa",
@@ -463,6 +467,9 @@ class RewardOptions:
 @dataclass
 class EvaluationOptions:
     every: int = option(0, "Evaluate each so many steps; 0: only before and after.", minimum=0)
+    keep_best: bool = option(
+        False, "Keep the model of the evaluation with the highest accuracy, in the run directory's best/."
+    )
     temperature: float = option(0.0, "Sampling temperature of evaluation; 0 is greedy.", minimum=0)
     samples: int = option(1, "Samples of each held-out prompt; accuracy is their mean.", minimum=1)
     show: int = option(8, "Sampled answers kept before and after, for the report.", minimum=0)
@@ -504,6 +511,14 @@ class CommonOptions:
         "a run directory or one of its checkpoints. null: a new run.",
     )
     save: bool = option(True, "Save the trained model in Hugging Face format.")
+    dry_run: bool = option(
+        False, "Check the options, print what policy.parallel.ranks would hold and send, and leave (docs/recipes.md)."
+    )
+    stand_ins: str | None = option(
+        None,
+        "Folder of stand-ins, which take the place of the model and all data sets: a tiny random model of the same "
+        "family, sums in the same formats (+scale=smoke). null: none.",
+    )
     checkpoint: CheckpointOptions = group(CheckpointOptions, "Checkpoints to resume from.")
     model: ModelOptions = group(ModelOptions, "The model.")
     policy: PolicyOptions = group(PolicyOptions, "Megatron: layout, optimizer, token budget.")
@@ -554,3 +569,64 @@ class SFTOptions(CommonOptions):
     steps: int = option(100, "Optimizer steps.", minimum=1)
     sequences_per_step: int = option(64, "Sequences of each optimizer step, over all ranks.", minimum=1)
     max_tokens: int = option(2048, "Longest prompt plus answer; a longer one stops the run.", minimum=2)
+
+
+@dataclass
+class EvaluationDataOptions:
+    folder: str = option("data", "Folder where the files of benchmarks are looked for first; then the Hub is asked.")
+    format: str = option("auto", "As in training, for files that are no known benchmark.", choices=DATA_FORMATS)
+    prompt_type: str | None = option(
+        None, "How a question becomes a prompt (docs/data.md); null: as each benchmark has it.", choices=PROMPT_TYPES
+    )
+    problems: int | None = option(
+        None, "Problems of each benchmark, from its beginning; null: all, 100 of those that are made.", minimum=1
+    )
+    unusable: str = option(
+        "stop",
+        "What to do with a line that is too long or whose own answer gets no full reward; skip counts and says so.",
+        choices=("stop", "skip"),
+    )
+
+
+@dataclass
+class EvaluationRolloutOptions(RolloutOptions):
+    """As in training, with other defaults."""
+
+    prompts_per_step: int = option(64, "Problems under way at the same time, and kept together.", minimum=1)
+    samples_per_prompt: int = option(8, "Answers to each problem: n.", minimum=1)
+    max_prompt_tokens: int = option(2048, "Longest prompt.", minimum=1)
+    max_new_tokens: int = option(32768, "Longest answer.", minimum=1)
+    temperature: float = option(0.6, "Sampling temperature; 0 is greedy.", minimum=0)
+    top_p: float = option(0.95, "Nucleus sampling; 1: off.", above=0, maximum=1)
+    top_k: int = option(-1, "Top-k sampling; -1: off.")
+
+
+@dataclass
+class EvaluationRewardOptions(RewardOptions):
+    """As in training, where only the verifiers matter here, and what they need."""
+
+    name: str = option(
+        "task",
+        f"Verifier of files that are no known benchmark: {', '.join(VERIFIER_NAMES)}, your own as "
+        "package.module:function, or task: the one the problem's task names.",
+    )
+
+
+@dataclass
+class EvaluateOptions:
+    """Options of tools/evaluate.py."""
+
+    benchmarks: list[str] = option(
+        [], "What to evaluate: names (--list), reasoning-gym:TASK, or files in any of the formats of docs/data.md."
+    )
+    output: str | None = option(
+        None, "Folder of answers and results, where an evaluation goes on; null: outputs/evaluation/MODEL."
+    )
+    pass_at: list[int] | None = option(None, "The k of pass@k and majority@k; null: 1, 2, 4, ... and n.")
+    confidence: float = option(0.95, "Of the interval around pass@1.", above=0, below=1)
+    seed: int = option(1, "Seed of sampling, and of problems that are made.")
+    model: ModelOptions = group(ModelOptions, "The model.")
+    data: EvaluationDataOptions = group(EvaluationDataOptions, "Problems.")
+    rollout: EvaluationRolloutOptions = group(EvaluationRolloutOptions, "Generation with SGLang.")
+    reward: EvaluationRewardOptions = group(EvaluationRewardOptions, "How answers are judged.")
+    runtime: RuntimeOptions = group(RuntimeOptions, "Device.")

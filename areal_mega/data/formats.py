@@ -5,6 +5,7 @@ Each format is one line of the table at the end. To add one, write the function 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,8 @@ def _boba_sft(record: dict[str, Any]) -> Line:
 
 
 def _gsm8k(record: dict[str, Any]) -> Line:
-    solution = _text(record, "answer")
+    number = _number(record.get("answer"))
+    solution = _text(record, "answer") if number is None else number
     return Line(
         _text(record, "question"),
         (solution.rpartition("####")[2].strip(),),
@@ -109,8 +111,7 @@ def _gsm8k(record: dict[str, Any]) -> Line:
 def _math(record: dict[str, Any]) -> Line:
     solution = record.get("solution")
     answer = record.get("answer")
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
+    answer = _number(answer) or answer
     if not answer and isinstance(solution, str):
         answer = next(iter(reversed(boxed(solution))), None)
     if not isinstance(answer, str) or not answer.strip():
@@ -178,6 +179,22 @@ def _humaneval(record: dict[str, Any]) -> Line:
     )
 
 
+def _gpqa(record: dict[str, Any]) -> Line:
+    """The options in an order that depends on the question only: in the file the right one comes first."""
+    question = _text(record, "Question").strip()
+    right = _text(record, "Correct Answer").strip()
+    options = [right, *(_text(record, f"Incorrect Answer {i}").strip() for i in (1, 2, 3))]
+    random.Random(question).shuffle(options)
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
+    return Line(
+        f"{question}\n\n{listed}\n\nAnswer with the letter of the right option.",
+        ("ABCD"[options.index(right)],),
+        task="choice",
+        id=_id(record, "Record ID"),
+        metadata={"choices": options},
+    )
+
+
 def _has(*names: str) -> Callable[[Any], bool]:
     return lambda record: isinstance(record, dict) and all(name in record for name in names)
 
@@ -204,6 +221,7 @@ FORMATS: dict[str, Format] = {
     "boba-sft": Format(f"prompt (templated, with {ASSISTANT}), answer", _is_templated, _boba_sft),
     "dapo": Format("prompt (messages), reward_model.ground_truth, ability (also verl's sets)", _is_chat_prompt, _dapo),
     "humaneval": Format("task_id, prompt, entry_point, test", _has("prompt", "entry_point", "test"), _humaneval),
+    "gpqa": Format("Question, Correct Answer, Incorrect Answer 1 to 3", _has("Question", "Correct Answer"), _gpqa),
     "reasoning-gym": Format("question, answer, metadata.source_dataset", _is_procedural, _reasoning_gym),
     "ours": Format("prompt or messages; answer and/or solutions; task, id", _has("prompt"), _ours),
     "gsm8k": Format("question, answer (behind ####, where there is one)", _has("question", "answer"), _gsm8k),
@@ -225,6 +243,13 @@ def _texts(record: dict[str, Any], name: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise LineError(f"field '{name}' must be a list of texts.")
     return values
+
+
+def _number(value: Any) -> str | None:
+    """A number as text; 27.0 is 27."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def _answers(texts: list[str]) -> tuple[str, ...]:

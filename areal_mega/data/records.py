@@ -1,11 +1,12 @@
 """Data files as records, each with the place it was read from.
 
-JSONL, JSON arrays, Parquet, Arrow, folders of them, folders that Hugging Face `datasets` saved, and files on the
+JSONL, JSON arrays, CSV, Parquet, Arrow, folders of them, folders that Hugging Face `datasets` saved, and files on the
 Hugging Face Hub. `datasets` itself is not needed: what it saves is Arrow.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from areal_mega.config.errors import UserError
 
 HUB = "hf://datasets/"
-_SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _BATCH_ROWS = 1024
 
 
@@ -111,6 +112,15 @@ def _json(file: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"{file}:item {number}", item) for number, item in enumerate(items, 1))
 
 
+def _csv(file: Path) -> Iterator[tuple[str, Any]]:
+    """With the names of its columns in the first line."""
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            yield from ((f"{file}:row {number}", row) for number, row in enumerate(csv.DictReader(lines), 1))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read as CSV: {error}.") from error
+
+
 def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     from pyarrow import parquet
@@ -150,4 +160,4 @@ def _is_chat(record: Any) -> bool:
     return isinstance(record, list) and bool(record) and all(isinstance(turn, dict) for turn in record)
 
 
-_READERS = {".json": _json, ".parquet": _parquet, ".arrow": _arrow}
+_READERS = {".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}

@@ -38,9 +38,16 @@ _DEEPSEEK_V3 = {
 # name: repository, the fields above, further fields
 _MODELS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B", ("qwen2", 28, 1536, 8960, 12, 2, 128, 151936), _TIED),
+    "deepseek-r1-distill-qwen-1.5b": (
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+        ("qwen2", 28, 1536, 8960, 12, 2, 128, 151936),
+        {},
+    ),
     "qwen2.5-7b": ("Qwen/Qwen2.5-7B", ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064), {}),
+    "qwen2.5-14b": ("Qwen/Qwen2.5-14B", ("qwen2", 48, 5120, 13824, 40, 8, 128, 152064), {}),
     "qwen2.5-32b": ("Qwen/Qwen2.5-32B", ("qwen2", 64, 5120, 27648, 40, 8, 128, 152064), {}),
     "qwen2.5-72b": ("Qwen/Qwen2.5-72B", ("qwen2", 80, 8192, 29568, 64, 8, 128, 152064), {}),
+    "qwen3-14b": ("Qwen/Qwen3-14B", ("qwen3", 40, 5120, 17408, 40, 8, 128, 151936), {}),
     "qwen3-30b-a3b": (
         "Qwen/Qwen3-30B-A3B",
         ("qwen3_moe", 48, 2048, 6144, 32, 4, 128, 151936),
@@ -61,7 +68,24 @@ _MODELS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "deepseek-v3": ("deepseek-ai/DeepSeek-V3", ("deepseek_v3", 61, 7168, 18432, 128, 128, None, 129280), _DEEPSEEK_V3),
 }
 
+# Models of the same sizes by other names. R1's 1.5B has no tied embeddings, unlike Qwen's.
+_SAME = {
+    "qwen2-7b-instruct": "qwen2.5-7b",
+    "qwen2.5-7b-instruct": "qwen2.5-7b",
+    "qwen2.5-32b-instruct": "qwen2.5-32b",
+    "deepseek-r1-distill-qwen-7b": "qwen2.5-7b",
+    "deepseek-r1-distill-qwen-14b": "qwen2.5-14b",
+    "deepseek-r1-distill-qwen-32b": "qwen2.5-32b",
+}
+_MODELS |= {name: _MODELS[other] for name, other in _SAME.items()}
+
 KNOWN_MODELS = tuple(_MODELS)
+
+
+def known_name(path: str) -> str | None:
+    """The known model that the last part of a path names, in any case; None: none."""
+    name = path.rstrip("/").rpartition("/")[2].lower()
+    return name if name in _MODELS else None
 
 
 def known_model(name: str) -> SimpleNamespace:

@@ -24,14 +24,15 @@ def choice(response: str, prompt: Prompt) -> Score:
     Where the line has ``choices`` (a list of texts, A first), the text of an option is as good as its letter.
     """
     options = [str(text) for text in prompt.metadata.get("choices") or []]
-    said = _pick(response, options)
+    said = picked(response, options)
     if said is None:
         return Score(0.0, note="no choice found")
     right = any(said == _letter_of(reference, options) for reference in prompt.references)
     return Score(float(right), note=f"said {said}")
 
 
-def _pick(response: str, options: list[str]) -> str | None:
+def picked(response: str, options: list[str]) -> str | None:
+    """The letter of the option that the response picks; None where it picks none."""
     text = conclusion(response)
     if boxes := boxed(text):
         return _letter_of(boxes[-1], options)

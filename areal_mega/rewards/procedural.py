@@ -27,10 +27,7 @@ def procedural(response: str, prompt: Prompt) -> Score:
     Raises:
         KeyError, ValueError: the metadata names no task of reasoning-gym.
     """
-    said = conclusion(response)
-    if "<answer>" not in response and (boxes := boxed(said)):
-        said = boxes[-1]
-    said = said.strip()
+    said = said_in(response)
     name = prompt.metadata["source_dataset"]
     task = _dataset(name)
     if not said:
@@ -48,6 +45,14 @@ def procedural(response: str, prompt: Prompt) -> Score:
     if value < 1 and prompt.answer and prompt.answer in said:
         return Score(0.0, note="says more than the answer")
     return Score(min(max(value, 0.0), 1.0))
+
+
+def said_in(response: str) -> str:
+    """The answer in a response."""
+    said = conclusion(response)
+    if "<answer>" not in response and (boxes := boxed(said)):
+        said = boxes[-1]
+    return said.strip()
 
 
 @cache

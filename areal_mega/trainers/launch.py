@@ -41,6 +41,16 @@ def launch(program: str, run: Callable[[Any, Any, Path], None], arguments: Seque
 
 def _run(program: str, run: Callable, arguments: list[str], rank: int, ranks: int) -> None:
     options = parse(program, arguments, main_rank=rank == 0)
+    if options.dry_run:
+        if rank == 0:
+            from areal_mega.trainers.dry_run import show
+
+            show(options)
+        return
+    if options.stand_ins:
+        from areal_mega.trainers.stand_ins import with_stand_ins
+
+        options = with_stand_ins(options)
 
     import torch
 

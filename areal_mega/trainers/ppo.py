@@ -25,6 +25,7 @@ from areal_mega.telemetry.journal import Journal
 from areal_mega.telemetry.progress import ProgressDisplay
 from areal_mega.telemetry.timers import PhaseTimers
 from areal_mega.trainers import report
+from areal_mega.trainers.best import BestModel
 from areal_mega.trainers.experience import (
     Share,
     adaptive_of,
@@ -65,6 +66,7 @@ class PPOTrainer:
             live=options.telemetry.progress,
         )
         self._build_models()
+        self.best = BestModel(directory, topology) if options.evaluation.keep_best else None
         self.adaptive = adaptive_of(options.algorithm)
         self.value_loss = ValueLoss(options.algorithm.value_clip)
         engines = generation.engines if generation else ()
@@ -111,7 +113,7 @@ class PPOTrainer:
             for step in range(self.recovery.step + 1, steps + 1):
                 self.step(step)
                 if every and step % every == 0 and step < steps:
-                    self.evaluate(step)
+                    self.keep_if_best(step, self.evaluate(step))
                 with self.timers.phase("checkpoint") if self.options.checkpoint.every else nullcontext():
                     progress = {"before": asdict(before), **self.progress, **seconds()}
                     progress["adaptive"] = self.adaptive.state()
@@ -121,6 +123,7 @@ class PPOTrainer:
             if self.options.save:
                 self.policy.save(self.directory / "model")
             after = self.evaluate(steps)
+            self.keep_if_best(steps, after)
         self.finish(before, after, seconds()["seconds_total"], rl_seconds)
 
     def begin(self) -> tuple[Evaluation, dict[str, float]]:
@@ -210,6 +213,11 @@ class PPOTrainer:
         evaluation = report.evaluation_of(self.generation.evaluate(), self.options.evaluation.show)
         self.journal.write(step, report.evaluation_metrics(evaluation))
         return evaluation
+
+    def keep_if_best(self, step: int, evaluation: Evaluation) -> None:
+        """With evaluation.keep_best; all ranks take part."""
+        if self.best:
+            self.best.offer(self.policy, step, evaluation.accuracy)
 
     def _score_metrics(self, share: Share, version: int) -> dict[str, float]:
         """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference.

@@ -47,6 +47,8 @@ def test_every_algorithm_passes_on_the_quickstart(model, name):
     [
         (["algorithm.kl_coef=0.1"], "algorithm.kl_coef", "algorithm.use_reference=true"),
         (["rollout.prompts_per_step=3", "rollout.samples_per_prompt=3"], "algorithm.mini_batches", "change"),
+        (["evaluation.keep_best=true", "evaluation.every=0"], "evaluation.keep_best", "evaluation.every"),
+        (["policy.parallel.ranks=128"], "policy.parallel.ranks=128", "policy.parallel.ranks=null"),
         (["rollout.tensor=4"], "rollout.tensor=4", "start more ranks"),
         (["rollout.max_new_tokens=300"], "rollout.max_new_tokens", "context of 256"),
         (["policy.max_tokens_per_micro_batch=32"], "policy.max_tokens_per_micro_batch=32", "at least 64"),

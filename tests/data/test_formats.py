@@ -29,8 +29,12 @@ LINES = {
         "task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    return 2\n",
         "test": "def check(f):\n    assert f() == 2\n", "entry_point": "f",
     },
+    "gpqa": {
+        "Question": "How many?", "Correct Answer": "2", "Incorrect Answer 1": "1", "Incorrect Answer 2": "3",
+        "Incorrect Answer 3": "many", "Record ID": "rec1",
+    },
 }  # fmt: skip
-TASKS = {"boba-sft": "", "reasoning-gym": "reasoning_gym", "humaneval": "code"}
+TASKS = {"boba-sft": "", "reasoning-gym": "reasoning_gym", "humaneval": "code", "gpqa": "choice"}
 
 
 def test_the_tables_are_the_choices():
@@ -44,7 +48,7 @@ def test_formats_are_known_by_their_fields(name):
     assert format_of(LINES[name]) == name
     line = FORMATS[name].read(LINES[name])
     assert line.task == TASKS.get(name, "math")
-    if name not in ("boba", "boba-sft", "humaneval"):
+    if name not in ("boba", "boba-sft", "humaneval", "gpqa"):
         assert (line.question, line.answers[0]) == ("How many?", "2")
 
 
@@ -54,6 +58,9 @@ def test_what_the_formats_keep():
     assert read["boba"].answers == ("\\boxed{2}", "\\boxed{\\frac{4}{2}}") and read["boba"].id == "q7"
     assert read["gsm8k"].learned == LINES["gsm8k"]["answer"] and read["math"].learned == "It is \\boxed{2}."
     assert read["dapo"].id == "9a" and read["dapo"].metadata["data_source"] == "math_dapo"
+    options = read["gpqa"].metadata["choices"]
+    assert sorted(options) == ["1", "2", "3", "many"] and options["ABCD".index(read["gpqa"].answers[0])] == "2"
+    assert read["gpqa"].question.startswith(f"How many?\n\nA. {options[0]}\nB. {options[1]}\nC. ")
     assert read["reasoning-gym"].metadata == {"source_dataset": "chain_sum", "question": "How many?"}
     assert (
         read["humaneval"].answers == ("def f():\n    return 2\n",) and read["humaneval"].metadata["entry_point"] == "f"
@@ -67,6 +74,7 @@ def test_other_forms_of_the_same():
     assert FORMATS["deepscaler"].read(scaler).answers == ("2",) and FORMATS["math"].read(
         {**scaler, "answer": 2}
     ).answers == ("2",)
+    assert FORMATS["gsm8k"].read({"question": "How many?", "answer": 2.0}).answers == ("2",)
     code = {"prompt": BOBA, "task": "code", "query_id": "c", "input_output": json.dumps({"inputs": [], "outputs": []})}
     assert FORMATS["boba"].read(code).answers == ("",) and "input_output" in FORMATS["boba"].read(code).metadata
     assert FORMATS["boba"].read({k: v for k, v in LINES["boba"].items() if k != "task"}).task == "math"

@@ -27,7 +27,12 @@ LAYOUTS = {
         "reward.truncated=-1",  # the random model is never right: without it the samples of a group are equal
         "telemetry.tensorboard=true",
     ],
-    "remax-tp2": ["+algorithm=remax", "algorithm.use_reference=true", "reward.truncated=-1"],
+    "remax-tp2": [
+        "+algorithm=remax",
+        "algorithm.use_reference=true",
+        "reward.truncated=-1",
+        "evaluation.keep_best=true",
+    ],
 }
 
 
@@ -57,6 +62,11 @@ def test_a_whole_run(start, ppo_arguments, model_folder, tmp_path, name):
     assert (latest / "curves.png").stat().st_size > 10_000
     answers = [json.loads(line) for line in (latest / "samples.jsonl").read_text().splitlines()]
     assert {a["when"] for a in answers} == {"before", "after"}
+
+    if "evaluation.keep_best=true" in more:
+        best = json.loads((latest / "best" / "evaluation.json").read_text())
+        assert best == {"step": 1 + accuracies[1:].index(max(accuracies[1:])), "accuracy": max(accuracies[1:])}
+        assert AutoModelForCausalLM.from_pretrained(latest / "best").config.vocab_size == 17
 
     trained = AutoModelForCausalLM.from_pretrained(summary["model_path"])
     original = AutoModelForCausalLM.from_pretrained(model_folder)
