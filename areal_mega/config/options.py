@@ -68,9 +68,6 @@ class OptimizerOptions:
 
 @dataclass
 class ParallelOptions:
-    ranks: int | None = option(
-        None, "GPUs that the layout is for, and the only number it may be started on; null: any.", minimum=1
-    )
     tensor: int = option(1, "Tensor-parallel size (TP).", minimum=1)
     pipeline: int = option(
         1, "Pipeline-parallel size (PP). The data-parallel size DP is ranks / (TP * PP * CP).", minimum=1
@@ -89,6 +86,9 @@ class ParallelOptions:
         False, "Gather updated weights over DP while the next forward runs; needs overlap_grad_reduce."
     )
     bucket_size: int = option(40_000_000, "Parameters in a bucket, with overlap.", minimum=1)
+    ranks: int | None = option(
+        None, "GPUs that the layout is for, and the only number it may be started on; null: any.", minimum=1
+    )
 
 
 @dataclass
