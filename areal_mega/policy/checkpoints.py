@@ -160,7 +160,7 @@ def load(folder: Path, models: Models, topology: Topology) -> None:
 
 
 def _layout(topology: Topology) -> dict[str, Any]:
-    return {"ranks": topology.world, **asdict(topology.parallel)}
+    return {**asdict(topology.parallel), "ranks": topology.world}
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:
