@@ -34,7 +34,7 @@ def main() -> int:
     if not any(a.startswith("+experiment=") for a in arguments):
         arguments = ["+experiment=quickstart", *arguments]
     print(f"quickstart: training with {' '.join(arguments)} ...", flush=True)
-    return torchrun("train_ppo", *arguments)
+    return torchrun("areal_mega.tools.train_ppo", *arguments)
 
 
 def make_inputs() -> None:
@@ -83,7 +83,7 @@ def make_base() -> int:
     output = FOLDER / "sft"
     for leftover in (output, FOLDER / ".base"):
         shutil.rmtree(leftover, ignore_errors=True)
-    status = torchrun("train_sft", "+experiment=quickstart-sft", f"output={output}", "run_name=base")
+    status = torchrun("areal_mega.tools.train_sft", "+experiment=quickstart-sft", f"output={output}", "run_name=base")
     if status == 0:
         shutil.copytree(output / "base" / "model", FOLDER / ".base")
         (FOLDER / ".base").rename(FOLDER / "base")

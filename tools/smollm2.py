@@ -29,7 +29,7 @@ def main() -> int:
         return status
     if not (FOLDER / "train.jsonl").exists():
         write_problems()
-    return torchrun("train_ppo", "+experiment=smollm2-135m", *sys.argv[1:])
+    return torchrun("areal_mega.tools.train_ppo", "+experiment=smollm2-135m", *sys.argv[1:])
 
 
 def write_problems() -> None:

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -22,7 +19,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-METHODS = ("planned", "tensor", "distributed", "disk")
+from areal_mega.runtime.torchrun import torchrun
 
 # The shape of SmolLM2-135M (its config.json on the Hugging Face hub).
 SMOLLM2_135M = {
@@ -57,17 +54,7 @@ def main(arguments: list[str]) -> int:
             "dtype": options.dtype,
             "rounds": options.rounds,
         }
-        launch = [
-            sys.executable,
-            "-P",
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={options.ranks}",
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*launch, "-m", "areal_mega.bench.reshard_worker", json.dumps(job)]
-        if status := subprocess.run(command, env=environment).returncode:
+        if status := torchrun("areal_mega.bench.reshard_worker", json.dumps(job), ranks=options.ranks):
             return status
         found = json.loads((Path(folder) / "found.json").read_text())
     rows = summary(found, f"{options.parallel} on {options.ranks} ranks -> tp{options.engine_tensor}", options.dtype)

@@ -7,7 +7,6 @@ What is larger than a buffer goes in chunks through its two halves: while the en
 
 from __future__ import annotations
 
-import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,9 +67,7 @@ class ColocatedTransport:
         hosts: Sequence[Any] | None = None,
     ) -> None:
         self._topology, self._deployment, self._weights = topology, deployment, weights
-        self.plan_id = topology.broadcast(secrets.token_hex(8))
-        self._outgoing = Outgoing(topology, deployment, weights, buffer_bytes)
-        self.chunks, self.lower_bound_bytes = self._outgoing.chunks, self._outgoing.lower_bound_bytes
+        self.outgoing = Outgoing(topology, deployment, weights, buffer_bytes)
         self._hosts = hosts or topology.gather(socket.gethostname())
         self._stages = {stage.destination: stage for stage in self._make_stages()}
         self._targets = self._find_targets()
@@ -78,15 +75,15 @@ class ColocatedTransport:
 
     @property
     def _halves(self) -> int:
-        return 1 if len(self.chunks) == 1 else 2
+        return 1 if len(self.outgoing.chunks) == 1 else 2
 
     def _make_stages(self) -> Iterator[_Stage]:
         for destination, device in enumerate(self._deployment.devices.destination):
             if device == self._topology.rank:
-                there = self._outgoing.slots(destination)
+                there = self.outgoing.slots(destination)
                 size = max(slot.offset + slot.nbytes for slot in there)
                 buffer = shared_bytes(self._halves * size, self._topology.device)
-                numbers = MAIL_CHECKSUMS + len(self._outgoing.tensors(destination))
+                numbers = MAIL_CHECKSUMS + len(self.outgoing.tensors(destination))
                 mailbox = shared_bytes(8 * numbers, torch.device("cpu")).view(torch.int64)
                 yield _Stage(destination, buffer, mailbox, there)
 
@@ -129,7 +126,7 @@ class ColocatedTransport:
         """For the workers of this device's engine ranks: how they take part. Good for one connection."""
         return {
             destination: {
-                **self._outgoing.connect_order(destination, stage.slots, self.plan_id),
+                **self.outgoing.connect_order(destination, stage.slots),
                 "transport": self.name,
                 "staging": describe(stage.buffer),
                 "mailbox": describe(stage.mailbox),
@@ -140,10 +137,6 @@ class ColocatedTransport:
     def meet(self, engines: Sequence[int]) -> None:
         """Nothing to do: the buffers are there."""
 
-    def load_order(self, chunk: int) -> Order:
-        """For all workers: take a chunk."""
-        return {"order": "load", "plan": self.plan_id, "chunk": chunk, "last": chunk == self.chunks[-1]}
-
     def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
         """Bring this rank's part of a chunk into the buffers; `Topology.barrier` then says when all have done so."""
         started = time.perf_counter()
@@ -152,7 +145,7 @@ class ColocatedTransport:
             for stage, slot in self._incoming
             if slot.chunk == chunk
         ]
-        for parcel in self._outgoing.parcels[chunk]:
+        for parcel in self.outgoing.parcels[chunk]:
             target = self._targets[parcel.message.destination]
             spent.bytes_moved += parcel.nbytes * parcel.remote
             if target.buffer is None:
@@ -175,10 +168,6 @@ class ColocatedTransport:
         begin = slot.chunk % self._halves * (buffer.numel() // self._halves) + slot.offset
         return buffer[begin : begin + slot.nbytes]
 
-    def expected_checksums(self) -> dict[tuple[int, str], int]:
-        """What this rank adds to the checksum of each tensor (engine rank, Hugging Face name)."""
-        return self._outgoing.expected_checksums()
-
     def read_mail(self, engines: Sequence[int]) -> tuple[float, dict[tuple[int, str], int]]:
         """Of this device's engine ranks: the longest time of loading, in seconds, and the checksums that the last
         check found; empties the boxes."""
@@ -187,7 +176,7 @@ class ColocatedTransport:
         for destination, stage in self._stages.items():
             longest = max(longest, float(stage.mailbox[MAIL_NANOSECONDS]) / 1e9)
             found = stage.mailbox[MAIL_CHECKSUMS:].tolist()
-            names = self._outgoing.tensors(destination)
+            names = self.outgoing.tensors(destination)
             sums |= {(destination, name): total for name, total in zip(names, found, strict=True)}
             stage.mailbox.zero_()
         return longest, sums

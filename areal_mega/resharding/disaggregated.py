@@ -7,7 +7,6 @@ there into its parameters. An engine that was started anew joins a new group; th
 
 from __future__ import annotations
 
-import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -41,9 +40,7 @@ class DisaggregatedTransport:
         self, topology: Topology, deployment: Deployment, weights: Mapping[str, Tensor], buffer_bytes: int
     ) -> None:
         self._topology, self._deployment, self._weights = topology, deployment, weights
-        self.plan_id = topology.broadcast(secrets.token_hex(8))
-        self._outgoing = Outgoing(topology, deployment, weights, buffer_bytes)
-        self.chunks, self.lower_bound_bytes = self._outgoing.chunks, self._outgoing.lower_bound_bytes
+        self.outgoing = Outgoing(topology, deployment, weights, buffer_bytes)
         self._store: dist.TCPStore | None = None
         hosts = set(topology.gather(socket.gethostname()))
         if topology.is_main:
@@ -62,9 +59,9 @@ class DisaggregatedTransport:
         orders = {}
         for engine in engines:
             for number, destination in enumerate(self._deployment.ranks_of(engine)):
-                there = self._outgoing.slots(destination)
+                there = self.outgoing.slots(destination)
                 orders[destination] = {
-                    **self._outgoing.connect_order(destination, there, self.plan_id),
+                    **self.outgoing.connect_order(destination, there),
                     "transport": self.name,
                     "slots": [[slot.source, slot.chunk, slot.offset, slot.nbytes] for slot in there],
                     "meeting": [self._host, self._port, self._name(engine)],
@@ -78,7 +75,7 @@ class DisaggregatedTransport:
         return self._topology.world + self._deployment.engines.tp
 
     def _name(self, engine: int) -> str:
-        return f"{self.plan_id}/{self._meetings}/{engine}"
+        return f"{self.outgoing.plan_id}/{self._meetings}/{engine}"
 
     def meet(self, engines: Sequence[int]) -> None:
         """Join the groups of engines whose workers have their connect orders."""
@@ -93,10 +90,6 @@ class DisaggregatedTransport:
                 self._topology.device,
             )
 
-    def load_order(self, chunk: int) -> Order:
-        """For all workers: take a chunk."""
-        return {"order": "load", "plan": self.plan_id, "chunk": chunk, "last": chunk == self.chunks[-1]}
-
     def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
         """Send this rank's part of a chunk to the workers of these engines, which have the order to take it.
 
@@ -105,7 +98,7 @@ class DisaggregatedTransport:
         started = time.perf_counter()
         sending: list[tuple[int, Any, Tensor]] = []
         lost: dict[int, str] = {}
-        for parcel in self._outgoing.parcels[chunk]:
+        for parcel in self.outgoing.parcels[chunk]:
             engine, number = divmod(parcel.message.destination, self._deployment.engines.tp)
             if engine in engines and engine not in lost:
                 message = torch.empty(parcel.nbytes, dtype=torch.uint8, device=self._topology.device)
@@ -126,10 +119,6 @@ class DisaggregatedTransport:
         spent.send += time.perf_counter() - packed
         return lost
 
-    def expected_checksums(self) -> dict[tuple[int, str], int]:
-        """What this rank adds to the checksum of each tensor (engine rank, Hugging Face name)."""
-        return self._outgoing.expected_checksums()
-
     def read_mail(self, engines: Sequence[int]) -> tuple[float, dict[tuple[int, str], int]]:
         """On the main rank, of the workers of these engines, which send it after the last chunk and after a check: the
         longest time of loading, in seconds, and checksums. An engine that was lost says nothing."""
@@ -137,10 +126,10 @@ class DisaggregatedTransport:
         sums: dict[tuple[int, str], int] = {}
         for engine in engines if self._topology.is_main else ():
             for number, destination in enumerate(self._deployment.ranks_of(engine)):
-                names = self._outgoing.tensors(destination)
+                names = self.outgoing.tensors(destination)
                 mail = torch.zeros(MAIL_CHECKSUMS + len(names), dtype=torch.int64, device=self._topology.device)
                 with suppress(RuntimeError):
-                    self._groups[engine].recv([mail], self._topology.world + number, len(self.chunks)).wait()
+                    self._groups[engine].recv([mail], self._topology.world + number, len(self.outgoing.chunks)).wait()
                 found = mail.tolist()
                 longest = max(longest, found[MAIL_NANOSECONDS] / 1e9)
                 sums |= {(destination, name): total for name, total in zip(names, found[MAIL_CHECKSUMS:], strict=True)}

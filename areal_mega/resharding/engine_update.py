@@ -82,19 +82,15 @@ class EngineUpdate:
             raise RuntimeError(f"the engine reports weight version {reported}, expected {self._version}")
         self._engine.order("/continue_generation")
 
-    def abandon(self, reason: BaseException | str) -> bool:
-        """Back to the old weights, if none has been overwritten yet and the engine answers; otherwise it is dead.
-
-        Returns whether it serves the old version.
-        """
+    def abandon(self, reason: BaseException | str) -> None:
+        """Back to the old weights, if none has been overwritten yet and the engine answers; otherwise it is dead."""
         if not self._touched:
             with suppress(RuntimeError):
                 if self._open:
                     self._engine.order("/end_weight_update")
                 self._engine.order("/continue_generation")
-                return True
+                return
         self._engine.mark_failed(f"The engine's weights are unknown since update {self._version} failed: {reason}")
-        return False
 
 
 def _payload(order: Order) -> str:
@@ -121,7 +117,7 @@ class EngineUpdates:
         return [number for number in self._updates if number not in self.failures]
 
     def start(self, step: Callable[[int, EngineUpdate], None]) -> None:
-        """Begin a step, given an engine's number and its update, on all engines; the step before must have ended."""
+        """Begin a step, given an engine's number and its update, on all engines, when the one before has ended."""
         self.wait()
         self._running = {n: self._threads.submit(step, n, self._updates[n]) for n in self.alive}
 

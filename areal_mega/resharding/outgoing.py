@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ class Outgoing:
         self, topology: Topology, deployment: Deployment, weights: Mapping[str, Tensor], buffer_bytes: int
     ) -> None:
         self._deployment, self._weights = deployment, weights
+        self.plan_id: str = topology.broadcast(secrets.token_hex(8))
         layout = deployment.sources[topology.rank]
         own = {piece.box.name: weights[piece.parameter].dtype for piece in layout.pieces}
         self.dtypes = {name: dtype for there in topology.gather(own) for name, dtype in there.items()}
@@ -64,7 +66,7 @@ class Outgoing:
         """The Hugging Face tensors of which an engine rank has parts."""
         return list(self._deployment.destinations[destination].by_name)
 
-    def connect_order(self, destination: int, there: list[Slot], plan_id: str) -> Order:
+    def connect_order(self, destination: int, there: list[Slot]) -> Order:
         """What every way of transport tells a worker: which bytes of its buffer go where."""
         shapes = self._deployment.destinations[destination].shapes
         offsets = {(slot.source, slot.chunk): slot.offset for slot in there}
@@ -75,7 +77,7 @@ class Outgoing:
         names = self.tensors(destination)
         return {
             "order": "connect",
-            "plan": plan_id,
+            "plan": self.plan_id,
             "places": entries,
             "tensors": names,
             "shapes": dict(shapes),

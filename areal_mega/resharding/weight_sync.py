@@ -13,6 +13,7 @@ from areal_mega.config.options import ReshardingOptions
 from areal_mega.resharding.checksums import wrapped
 from areal_mega.resharding.deployment import Deployment
 from areal_mega.resharding.engine_update import Engine, EngineUpdate, EngineUpdates, Order
+from areal_mega.resharding.outgoing import Outgoing
 from areal_mega.resharding.report import Spent, SyncReport
 from areal_mega.runtime.distributed import Topology
 
@@ -29,13 +30,12 @@ class Transport(Protocol):
     """How bytes get from the training ranks to the engines' workers. Every training rank has one.
 
     streams: the workers take a chunk while it is sent; otherwise when all ranks have brought their parts of it.
+    outgoing: what this rank sends.
     """
 
     name: str
     streams: bool
-    plan_id: str
-    chunks: range
-    lower_bound_bytes: int
+    outgoing: Outgoing
 
     def connect_orders(self, engines: Sequence[int]) -> dict[int, Order]:
         """For the workers of these engines that this rank is responsible for: how they take part, once."""
@@ -43,14 +43,8 @@ class Transport(Protocol):
     def meet(self, engines: Sequence[int]) -> None:
         """This rank's part of the connection, while the workers have their orders."""
 
-    def load_order(self, chunk: int) -> Order:
-        """For all workers: take a chunk."""
-
     def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
         """This rank's part of a chunk, on its way. Returns the engines that were lost by it, and how it showed."""
-
-    def expected_checksums(self) -> Sums:
-        """What this rank adds to the checksum of each tensor."""
 
     def read_mail(self, engines: Sequence[int]) -> tuple[float, Sums]:
         """Of the workers that this rank is responsible for: the longest time of loading, in seconds, and what the last
@@ -104,12 +98,14 @@ class WeightSync:
         """One attempt for some of the engines. Every rank gets the report and the failures, by engine."""
         started = time.perf_counter()
         verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
-        transport, spent = self._transport, Spent()
+        transport, outgoing, spent = self._transport, self._transport.outgoing, Spent()
         with EngineUpdates({n: self._engines[n] for n in numbers if self._engines}, version) as updates:
             updates.run(lambda _, update: update.begin())
             self._connect(updates)
-            for chunk in transport.chunks:
-                load = partial(_load, self._to_all(transport.load_order(chunk)), chunk == transport.chunks[-1])
+            for chunk in outgoing.chunks:
+                last = chunk == outgoing.chunks[-1]
+                order = {"order": "load", "plan": outgoing.plan_id, "chunk": chunk, "last": last}
+                load = partial(_load, self._to_all(order), last)
                 alive = self._topology.broadcast(updates.alive)
                 if transport.streams:
                     updates.start(load)
@@ -122,7 +118,7 @@ class WeightSync:
                     updates.start(load)
             spent.load, _ = self._mail(updates)
             if verify:
-                check = self._to_all({"order": "check", "plan": transport.plan_id})
+                check = self._to_all({"order": "check", "plan": outgoing.plan_id})
                 updates.start(lambda _, update: update.tell(check, writes=False))
                 self._compare(self._mail(updates)[1], updates)
             updates.run(lambda _, update: update.commit())
@@ -131,9 +127,9 @@ class WeightSync:
         seconds = time.perf_counter() - started
         report = SyncReport.of(
             version,
-            self._transport.name,
+            transport.name,
             self._topology.gather(spent),
-            self._transport.lower_bound_bytes,
+            outgoing.lower_bound_bytes,
             seconds,
             verified=verify and not failures,
         )
@@ -171,7 +167,7 @@ class WeightSync:
         """Engines whose checksums are not those of what was sent have failed."""
         sent: Sums = {}
         there: Sums = {}
-        for expected, reported in self._topology.gather((self._transport.expected_checksums(), found)):
+        for expected, reported in self._topology.gather((self._transport.outgoing.expected_checksums(), found)):
             there |= reported
             for key, part in expected.items():
                 sent[key] = wrapped(sent.get(key, 0) + part)

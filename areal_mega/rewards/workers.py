@@ -10,19 +10,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
 from areal_mega.data.sample import Prompt
 from areal_mega.rewards.score import Score
 from areal_mega.rewards.worker import STARTED
+from areal_mega.runtime.child import start_child
 
 # Starting Python and loading a verifier, on a machine that is busy with other things.
 _LOAD_SECONDS = 180.0
@@ -98,18 +96,7 @@ class _Worker:
     """One process and its answer under way."""
 
     def __init__(self) -> None:
-        self.connection, theirs = Pipe()
-        descriptor = theirs.fileno()
-        start = f"from areal_mega.rewards.worker import main; main({descriptor})"
-        # A group of its own: what a verifier starts ends with it, and the terminal's Ctrl-C is the trainer's.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", start],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[descriptor],
-            process_group=0,
-            env=_environment(),
-        )
-        theirs.close()
+        self._process, self.connection = start_child("areal_mega.rewards.worker")
         self.alive = True
         self.index, self.deadline, self._seconds = -1, 0.0, 0.0
 
@@ -143,11 +130,6 @@ class _Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.connection.close()
-
-
-def _environment() -> dict[str, str]:
-    """One thread each: there are as many workers as there is work for."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def _exit(status: int | None) -> str:

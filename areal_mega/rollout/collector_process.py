@@ -10,13 +10,11 @@ import asyncio
 import os
 import queue
 import subprocess
-import sys
 import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,6 +24,7 @@ from areal_mega.rollout.collector import Batch, Collector, Setup, group_runner
 from areal_mega.rollout.local_engines import LocalEngines
 from areal_mega.rollout.pool import EngineAddress, EnginePool
 from areal_mega.rollout.server import EngineError
+from areal_mega.runtime.child import start_child
 
 _END_SECONDS = 10.0
 _IDLE_SECONDS = 5.0
@@ -36,18 +35,8 @@ class RemoteCollector:
 
     def __init__(self, setup: Setup, engines: LocalEngines) -> None:
         self._engines = engines
-        self._pipe, theirs = Pipe()
-        descriptor = theirs.fileno()
-        start = f"from areal_mega.rollout.collector_process import main; main({descriptor})"
-        # A group of its own: the terminal's Ctrl-C is the trainer's.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", start],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[descriptor],
-            process_group=0,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
-        theirs.close()
+        module = "areal_mega.rollout.collector_process"
+        self._process, self._pipe = start_child(module, TOKENIZERS_PARALLELISM="false")
         self._answers: queue.Queue[tuple] = queue.Queue()
         self._sending = threading.Lock()
         self._send("setup", setup)

@@ -8,8 +8,8 @@ import sys
 from contextlib import suppress
 
 
-def torchrun(tool: str, *arguments: str, ranks: int = 2) -> int:
-    """Run the program ``areal_mega.tools.<tool>`` under torchrun; its exit status.
+def torchrun(module: str, *arguments: str, ranks: int = 2) -> int:
+    """Run a program, such as ``areal_mega.tools.train_ppo``, under torchrun; its exit status.
 
     Standalone: the ranks meet at a free port, so that runs beside each other do not collide. Ctrl-C reaches torchrun
     as well, which needs a moment to end its ranks: this waits for it.
@@ -17,7 +17,7 @@ def torchrun(tool: str, *arguments: str, ranks: int = 2) -> int:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     # PYTHONSAFEPATH, as python -P: in the source tree SGLang would find our triton_kernels in the working directory.
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen([*launch, "-m", f"areal_mega.tools.{tool}", *arguments], env=environment)
+    process = subprocess.Popen([*launch, "-m", module, *arguments], env=environment)
     while True:
         with suppress(KeyboardInterrupt):
             return process.wait()

@@ -247,7 +247,9 @@ class PPOTrainer:
             metrics["policy/response_kl"] = totals[1 + list(means).index("policy/response_kl")] / max(totals[0], 1)
         if a.kl_target is not None:
             metrics["policy/kl_coef"] = self.adaptive.kl.coef
-        return metrics | {"mismatch/max": self._largest(difference[fresh])}
+        if "mismatch/mean" in metrics:
+            metrics["mismatch/max"] = self._largest(difference[fresh])
+        return metrics
 
     def _largest(self, x: Tensor) -> float:
         return float(self.topology.max_over_dp(x.max() if x.numel() else torch.zeros(()).double()))

@@ -5,4 +5,4 @@ import sys
 from areal_mega.runtime.torchrun import torchrun
 
 if __name__ == "__main__":
-    sys.exit(torchrun("train_ppo", *sys.argv[1:]))
+    sys.exit(torchrun("areal_mega.tools.train_ppo", *sys.argv[1:]))

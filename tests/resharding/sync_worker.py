@@ -92,7 +92,7 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
     result = {
         "report": asdict(report),
         "again": asdict(again),
-        "chunks": len(transport.chunks),
+        "chunks": len(transport.outgoing.chunks),
         "before": before,
         "sent": [checksums(engine) for engine in engines],
         "under_way": under_way,
