@@ -34,6 +34,7 @@ def judge(samples: Sequence[Sample], options: RewardOptions) -> None:
     """
     wanted = [(s.text, s.prompt, name) for s in samples for name in _names(s, options)]
     scores = iter(score_all(wanted, options))
+    notes: list[str] = []
     for sample in samples:
         own = {name: next(scores) for name in _names(sample, options)}
         formed = all(own[name].value >= 1 for name in options.require)
@@ -44,9 +45,10 @@ def judge(samples: Sequence[Sample], options: RewardOptions) -> None:
             sample.reward = options.truncated
         sample.reward += sum(weight * own[name].value for name, weight in options.extra.items())
         sample.reward_parts = _parts(own, value)
+        notes += [score.note for score in own.values() if score.failed]
     failed = [s for s in samples if s.reward_parts["failed"]]
     if len(failed) == len(samples) > 1:
-        raise VerifierError(f"none of {len(samples)} answers could be judged by reward.name={options.name}.")
+        raise VerifierError(f"none of {len(samples)} answers could be judged by reward.name={options.name}: {notes[0]}")
 
 
 def check_answers(

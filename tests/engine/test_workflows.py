@@ -1,5 +1,6 @@
 """Every workflow with the real engine: aligned, and with the log-probs that `transformers` gives."""
 
+import re
 from dataclasses import replace
 
 import openai
@@ -47,11 +48,12 @@ def assert_aligned(samples, model):
 
 
 def conversation(sample):
-    """The turns of a ChatML text, as (role, content); the last may lack its end."""
-    return [
-        tuple(turn.rstrip("\n").removesuffix(END).split("\n", 1))
-        for turn in TOKENIZER.decode(sample.tokens).split("<|im_start|>")[1:]
-    ]
+    """The turns of a ChatML text, as (role, content); the last may lack its end.
+
+    A random model also says the marks of turns: those of the template are the ones that are followed by a role.
+    """
+    turns = re.split(r"<\|im_start\|>(system|user|assistant|tool)\n", TOKENIZER.decode(sample.tokens))[1:]
+    return [(role, text.rstrip("\n").removesuffix(END)) for role, text in zip(turns[::2], turns[1::2], strict=True)]
 
 
 def test_an_environment(server, options, start_model):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from wheels.empty_environment import documented_example
 
-from areal_mega.config.command_line import list_experiments
+from areal_mega.config.command_line import list_algorithms, list_experiments
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"areal_mega": "areal_mega", **{f: f"areal_mega/{f}" for f in ("configs", "tools", "triton_kernels")}}
@@ -102,7 +102,7 @@ def test_programs_run_without_the_source_tree(unpacked: Path, tmp_path: Path) ->
     code = "import areal_mega.tools.train_ppo as program; print(program.__file__)"
     assert run_from(unpacked, tmp_path, "-c", code).strip() == str(unpacked / "areal_mega/tools/train_ppo.py")
     listed = run_from(unpacked, tmp_path, "-m", "areal_mega.tools.train_ppo", "--list")
-    assert listed.strip() == list_experiments()
+    assert listed.strip() == f"{list_experiments()}\n\n{list_algorithms()}"
     program = ("areal_mega.tools.train_ppo", "+experiment=quickstart", "--cfg", "job")
     under_torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", *program)
     assert run_from(unpacked, tmp_path, *under_torchrun).startswith("experiment: quickstart\n")
