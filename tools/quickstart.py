@@ -25,7 +25,7 @@ SLIP_RATE = 0.75
 PRODUCTS = 20_000
 TEXTBOOK_PRODUCTS = 12_800
 PUPIL_PRODUCTS = 10_240
-GUESS_RATE, TYPO_RATE = 0.6, 0.2
+ESTIMATE_RATE, TYPO_RATE = 0.6, 0.2
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_products(folder: Path) -> None:
     train, held_out = calculator.problems(seed=0, count=PRODUCTS, held_out=HELD_OUT)
     calculator.write_prompts(folder / "train.jsonl", train)
     calculator.write_prompts(folder / "held_out.jsonl", held_out)
-    chapters = [(TEXTBOOK_PRODUCTS, 0.0, 0.0), (PUPIL_PRODUCTS, GUESS_RATE, TYPO_RATE)]
+    chapters = [(TEXTBOOK_PRODUCTS, 0.0, 0.0), (PUPIL_PRODUCTS, ESTIMATE_RATE, TYPO_RATE)]
     calculator.write_corpus(folder / "corpus.jsonl", train, chapters, seed=0)
     make_random_model(folder / "random", [text for p in train[:1000] for text in (p.question, p.call, "<|tool|>")])
 

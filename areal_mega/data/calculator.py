@@ -1,7 +1,7 @@
-"""The quickstart's task with a tool: products of three-digit numbers, and a pupil who would rather guess.
+"""The quickstart's task with a tool: products of three-digit numbers, and a pupil who would rather estimate.
 
 The model is far too small to multiply, but it can learn to write a calculator's call and to read its result. The base
-model has seen how that is done, and then a pupil who mostly guesses or mistypes. Reinforcement learning with a
+model has seen how that is done, and then a pupil who mostly estimates or mistypes. Reinforcement learning with a
 verifier puts that right.
 """
 
@@ -35,6 +35,11 @@ class Product:
         return str(self.left * self.right)
 
     @property
+    def estimate(self) -> str:
+        """The product of the hundreds."""
+        return str((self.left // 100) * (self.right // 100) * 10_000)
+
+    @property
     def call(self) -> str:
         """What the model writes to have it calculated, in the shape `areal_mega.rollout.tools.calls` names json."""
         return json.dumps({"name": "calculator", "parameters": {"expression": f"{self.left} * {self.right}"}})
@@ -47,17 +52,19 @@ def problems(seed: int, count: int, held_out: int) -> tuple[list[Product], list[
     return drawn[held_out:], drawn[:held_out]
 
 
-def transcript(problem: Product, guess_rate: float, typo_rate: float, rng: random.Random) -> Iterator[dict[str, Any]]:
+def transcript(
+    problem: Product, estimate_rate: float, typo_rate: float, rng: random.Random
+) -> Iterator[dict[str, Any]]:
     """The pupil's turns, each a line for SFT with what came before it.
 
-    With probability ``guess_rate`` he guesses a number; with ``typo_rate`` one digit of his call is another.
+    With probability ``estimate_rate`` he estimates a number; with ``typo_rate`` one digit of his call is another.
     """
     asked = [{"role": "user", "content": problem.question}]
     chance = rng.random()
-    if chance < guess_rate:
-        yield {"messages": asked, "answer": str(rng.randrange(10_000, 1_000_000))}
+    if chance < estimate_rate:
+        yield {"messages": asked, "answer": problem.estimate}
         return
-    typed = _mistyped(problem, rng) if chance < guess_rate + typo_rate else problem
+    typed = _mistyped(problem, rng) if chance < estimate_rate + typo_rate else problem
     yield {"messages": asked, "answer": typed.call}
     read = [{"role": "assistant", "content": typed.call}, {"role": "tool", "content": typed.answer}]
     yield {"messages": [*asked, *read], "answer": typed.answer}
@@ -69,10 +76,10 @@ def write_prompts(path: Path, items: Iterable[Product]) -> None:
 
 
 def write_corpus(path: Path, items: list[Product], chapters: list[tuple[int, float, float]], seed: int) -> None:
-    """Transcripts of random problems; a chapter is (number of problems, guess rate, typo rate)."""
+    """Transcripts of random problems; a chapter is (number of problems, estimate rate, typo rate)."""
     rng = random.Random(seed)
-    lines = [(p, guesses, typos) for count, guesses, typos in chapters for p in rng.choices(items, k=count)]
-    write_lines(path, (line for p, guesses, typos in lines for line in transcript(p, guesses, typos, rng)))
+    lines = [(p, estimates, typos) for count, estimates, typos in chapters for p in rng.choices(items, k=count)]
+    write_lines(path, (line for p, estimates, typos in lines for line in transcript(p, estimates, typos, rng)))
 
 
 def _mistyped(problem: Product, rng: random.Random) -> Product:

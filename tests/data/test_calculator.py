@@ -6,8 +6,8 @@ from areal_mega.rollout.tools import calculator
 from areal_mega.rollout.tools.calls import find_calls
 
 
-def lines(guesses, typos, seed=0):
-    return list(transcript(Product(347, 829), guesses, typos, random.Random(seed)))
+def lines(estimates, typos, seed=0):
+    return list(transcript(Product(347, 829), estimates, typos, random.Random(seed)))
 
 
 def test_problems_are_distinct_and_held_out_ones_are_not_trained_on():
@@ -25,9 +25,9 @@ def test_a_careful_pupil_calls_and_copies_the_result():
     assert copied["messages"][1]["content"] == call["answer"] and copied["answer"] == str(347 * 829)
 
 
-def test_a_guess_is_no_call():
-    (guess,) = lines(1, 0)
-    assert find_calls(guess["answer"], "json")[1] == [] and guess["answer"].isdigit()
+def test_an_estimate_is_no_call():
+    (estimate,) = lines(1, 0)
+    assert find_calls(estimate["answer"], "json")[1] == [] and estimate["answer"] == "240000"
 
 
 def test_a_typo_is_in_one_digit_and_its_result_is_that_of_the_call():
