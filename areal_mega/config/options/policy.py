@@ -60,6 +60,12 @@ class ParallelOptions:
     ranks: int | None = option(
         None, "GPUs that the layout is for, and the only number it may be started on; null: any.", minimum=1
     )
+    first_layers: int | None = option(
+        None, "Layers of the first pipeline stage; null: as many as of those between.", minimum=1
+    )
+    last_layers: int | None = option(
+        None, "Layers of the last pipeline stage; null: as many as of those between.", minimum=1
+    )
 
 
 @dataclass
