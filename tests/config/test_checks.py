@@ -177,6 +177,10 @@ def test_a_layout_must_fit_policy_and_critic(model, layout, ranks, reason, choic
         assert f"; use {choices}." in text
 
 
+def test_only_a_mixture_has_experts_to_replay(model):
+    assert "has no experts to replay; leave it out." in problems(model, ["policy.moe.replay=true"])
+
+
 MIXTURE = {"num_experts": 6, "moe_intermediate_size": 8, "model_type": "qwen3_moe"}
 LATENT = {"kv_lora_rank": 4, "n_routed_experts": 6, "n_shared_experts": 1, "moe_intermediate_size": 10}
 

@@ -100,9 +100,7 @@ class MoEOptions:
     bias_update_rate: float = option(
         0.0, "Step of DeepSeek-V3's expert bias towards balance after every optimizer step; 0 leaves it.", minimum=0
     )
-    replay: bool = option(
-        False, "Train with the experts that the engine chose for each token (router replay), where batches have them."
-    )
+    replay: bool = option(False, "Train with the experts that the engine chose for each token (router replay).")
 
 
 @dataclass
