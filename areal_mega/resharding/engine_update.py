@@ -121,6 +121,10 @@ class EngineUpdates:
         self.wait()
         self._running = {n: self._threads.submit(step, n, self._updates[n]) for n in self.alive}
 
+    def stuck(self) -> bool:
+        """Whether an engine has failed in the step that is under way."""
+        return any(future.done() and future.exception() for future in self._running.values())
+
     def wait(self) -> None:
         """Until the step that was started last has ended everywhere."""
         for number, future in self._running.items():

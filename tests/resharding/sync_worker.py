@@ -25,7 +25,9 @@ from areal_mega.config.options import ParallelOptions, PolicyOptions, Resharding
 from areal_mega.resharding.colocated import ColocatedTransport
 from areal_mega.resharding.deployment import deploy
 from areal_mega.resharding.disaggregated import DisaggregatedTransport
+from areal_mega.resharding.disk import DiskTransport
 from areal_mega.resharding.layouts import SGLangGrid
+from areal_mega.resharding.transport import Transport
 from areal_mega.resharding.weight_sync import WeightSync
 from areal_mega.rollout.server import HTTP, SGLangServer
 from areal_mega.runtime import distributed
@@ -75,10 +77,10 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         topology, case["folder"], options, dtype=case["dtype"], optimizer=None, head="logprob", seed=1
     )
     places = topology.gather(model.place)
-    colocated, buffer_bytes = "disaggregated" not in case, case.get("buffer_bytes", 1 << 30)
-    deployment = deploy(model.hf, places, grid, colocated=colocated, per_node=topology.world)
-    common = topology, deployment, model.held_weights, buffer_bytes
-    transport = ColocatedTransport(*common, case.get("hosts")) if colocated else DisaggregatedTransport(*common)
+    name = case.get("transport", "colocated")
+    deployment = deploy(model.hf, places, grid, colocated=name == "colocated", per_node=topology.world)
+    common = topology, deployment, model.held_weights, case.get("buffer_bytes", 1 << 30)
+    transport = make_transport(name, common, Path(case["folder"]), hosts=case.get("hosts"))
     weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
     before = [checksums(engine) for engine in engines]
     report = weight_sync.send(version)
@@ -97,12 +99,22 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         "sent": [checksums(engine) for engine in engines],
         "under_way": under_way,
         "answers": [answer(engine) for engine in engines],
+        "files": sorted(file.name for file in Path(case["folder"]).glob("weights-*/*")),
     }
     for engine in engines:
         # The prefix cache was filled by the same weights; flushing it is refused while a request is being tidied up.
         how = {"model_path": case["folder"], "weight_version": str(version), "flush_cache": False}
         engine.order("/update_weights_from_disk", how)
     return result | {"loaded": [checksums(engine) for engine in engines]}
+
+
+def make_transport(name, common, folder, hosts=None, *, remember=False) -> Transport:
+    """folder: for the files of the disk transport."""
+    if name == "colocated":
+        return ColocatedTransport(*common, hosts)
+    if name == "disk":
+        return DiskTransport(*common, folder=folder, directory=folder, remember=remember)
+    return DisaggregatedTransport(*common, remember=remember)
 
 
 def checksums(engine: SGLangServer) -> list[dict[str, str]]:

@@ -26,11 +26,17 @@ STARTS = {
             "TP2": {"parallel": {"tensor": 2}},
             "PP2 in chunks": {"parallel": {"pipeline": 2}, "buffer_bytes": 60_000},
             "TP2 on two machines, in chunks": {"parallel": {"tensor": 2}, "buffer_bytes": 60_000, "hosts": [0, 1]},
-            "TP2 from process to process": {"parallel": {"tensor": 2}, "disaggregated": True},
+            "TP2 from process to process": {"parallel": {"tensor": 2}, "transport": "disaggregated"},
             "PP2 from process to process, in chunks": {
                 "parallel": {"pipeline": 2},
                 "buffer_bytes": 60_000,
-                "disaggregated": True,
+                "transport": "disaggregated",
+            },
+            "TP2 through files": {"parallel": {"tensor": 2}, "transport": "disk"},
+            "PP2 through files, in chunks": {
+                "parallel": {"pipeline": 2},
+                "buffer_bytes": 60_000,
+                "transport": "disk",
             },
         },
     ),
@@ -51,7 +57,22 @@ STARTS = {
             "TP2xEP2": {"parallel": {"tensor": 2, "expert": 2, "expert_tensor": 1, "sequence": True}},
         },
     ),
-    "two engines": (2, "qwen2", {"tp": 1, "count": 2}, "float32", {"DP2": {"parallel": {}}}),
+    "two engines": (
+        2,
+        "qwen2",
+        {"tp": 1, "count": 2},
+        "float32",
+        {
+            "DP2": {"parallel": {}},
+            "DP2 from process to process": {"parallel": {}, "transport": "disaggregated"},
+            "TP2 from process to process, in chunks": {
+                "parallel": {"tensor": 2},
+                "buffer_bytes": 60_000,
+                "transport": "disaggregated",
+            },
+            "PP2 through files": {"parallel": {"pipeline": 2}, "transport": "disk"},
+        },
+    ),
 }
 IN_PLACE = {("two engines", "DP2"), ("tp2 ep2", "EP2")}
 CASES = [(start, case) for start, (*_, cases) in STARTS.items() for case in cases]
@@ -117,8 +138,20 @@ def test_every_parameter_is_what_sglang_itself_makes_of_the_folder(found, case):
 @each_case
 def test_no_byte_more_than_the_lower_bound_is_moved(found, case):
     for report in (found[case]["report"], found[case]["again"]):
-        assert report["bytes_moved"] == report["lower_bound"]
+        assert report["bytes_moved"] == report["bytes_full"] == report["lower_bound"]
         assert report["verified"]
+
+
+@each_case
+def test_one_copy_leaves_the_trainers_however_many_engines_there_are(found, case):
+    engines = STARTS[case[0]][2].get("count", 1)
+    report = found[case]["report"]
+    assert report["bytes_out"] * engines == report["bytes_moved"]
+
+
+@each_case
+def test_no_file_is_left(found, case):
+    assert found[case]["files"] == []
 
 
 @each_case
