@@ -79,11 +79,11 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         topology, case["folder"], options, dtype=case["dtype"], optimizer=None, head="logprob", seed=1
     )
     places = topology.gather(model.place)
-    name = case.get("transport", "colocated")
-    deployment = deploy(model.hf, places, grid, colocated=name == "colocated", per_node=topology.world)
+    way = case.get("transport", "colocated")
+    deployment = deploy(model.hf, places, grid, colocated=way == "colocated", per_node=topology.world)
     common = topology, deployment, model.held_weights, case.get("buffer_bytes", 1 << 30)
     delta = case.get("delta", False)
-    transport = make_transport(name, common, Path(case["folder"]), hosts=case.get("hosts"), remember=delta)
+    transport = make_transport(way, common, Path(case["folder"]), hosts=case.get("hosts"), remember=delta)
     weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always", delta=delta), engines)
     before = [checksums(engine) for engine in engines]
     if delta:  # a part of the elements is something else in the first update
@@ -111,7 +111,7 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         "answers": [answer(engine) for engine in engines],
         "files": sorted(file.name for file in Path(case["folder"]).glob("weights-*/*")),
     }
-    if name == "disk":
+    if way == "disk":
         result["full"] = on_a_full_disk(weight_sync, engines, version + 200)
     for engine in engines:
         # The prefix cache was filled by the same weights; flushing it is refused while a request is being tidied up.
