@@ -133,7 +133,7 @@ def launch(worker, ranks, job, log):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
-            timeout=500 + 60 * len(job.get("kills", [])),
+            timeout=500 + 180 * len(job.get("kills", [])),
         )
     assert status.returncode == 0, log.read_text()[-6000:]
 
