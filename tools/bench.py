@@ -3,6 +3,7 @@
 python tools/bench.py [op ...] [--device cpu|cuda] [--peers] [--shapes small|real] [--json FILE] [--markdown FILE]
 python tools/bench.py --rows FILE [--markdown FILE]
 python tools/bench.py reshard [--json FILE]: updates of an engine's weights, see areal_mega/bench/reshard.py
+python tools/bench.py delta --model FOLDER --text FILE: updates of what changed, see areal_mega/bench/delta.py
 
 All get the same inputs and take turns (A B C A B C ...); times are medians. Bandwidths and rates are held against
 those of this machine, measured first. Errors are against float64. docs/kernels.md explains the columns.
@@ -19,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from areal_mega.bench import reshard
+from areal_mega.bench import delta, reshard
 from areal_mega.bench import rows as results
 from areal_mega.bench.case import SHAPES, Plan, Skip
 from areal_mega.bench.cases import OPERATIONS
@@ -38,6 +39,8 @@ _SECONDS = {"small": 0.3, "real": 6.0}
 def main() -> int:
     if sys.argv[1:2] == ["reshard"]:
         return reshard.main(sys.argv[2:])
+    if sys.argv[1:2] == ["delta"]:
+        return delta.main(sys.argv[2:])
     arguments = parse_arguments()
     console = Console()
     if not console.is_terminal:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from areal_mega.config.options import EvaluateOptions, PPOOptions, RolloutOptions
+from areal_mega.config.options import EvaluateOptions, PPOOptions, ReshardingOptions, RolloutOptions
 
 # SGLang cuts responses two tokens before the end of the context and refuses prompts six before it.
 RESERVED_TOKENS = 6
@@ -62,6 +63,8 @@ def engine_problems(options: PPOOptions | EvaluateOptions, ranks: int, device: s
             f"rollout.engines={rollout.engines} of rollout.tensor={rollout.tensor} need more than the {ranks} rank(s) "
             f"of this run; {place}"
         )
+    if isinstance(options, PPOOptions):
+        yield from _resharding(options.resharding)
     if rollout.tensor % rollout.expert:
         yield f"rollout.expert={rollout.expert} must divide rollout.tensor={rollout.tensor}."
     if rollout.engines > 1 and rollout.port:
@@ -73,6 +76,26 @@ def engine_problems(options: PPOOptions | EvaluateOptions, ranks: int, device: s
     if device == "cpu":
         yield from _gpu_only(rollout.sglang)
     yield from _context(rollout)
+
+
+def _resharding(options: ReshardingOptions) -> Iterator[str]:
+    if options.delta and options.transport == "colocated":
+        yield (
+            "resharding.delta=true saves nothing with resharding.transport=colocated, where weights are copied in "
+            "memory; set it to false, or use resharding.transport=disaggregated or disk."
+        )
+    if options.folder is None:
+        return
+    if options.transport != "disk":
+        yield (
+            f"resharding.folder={options.folder} is for resharding.transport=disk, and that is {options.transport}; "
+            "leave one of them out."
+        )
+    elif not Path(options.folder).is_dir():
+        yield (
+            f"resharding.folder={options.folder} is no folder; name one on a file system that trainers and engines "
+            "share, or null for the run directory."
+        )
 
 
 def _gpu_only(arguments: dict[str, Any]) -> Iterator[str]:

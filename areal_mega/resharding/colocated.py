@@ -19,11 +19,12 @@ from torch import Tensor
 
 from areal_mega.resharding.deployment import Deployment
 from areal_mega.resharding.engine_update import Order
-from areal_mega.resharding.loader import MAIL_CHECKSUMS, MAIL_NANOSECONDS
 from areal_mega.resharding.outgoing import Outgoing
+from areal_mega.resharding.receivers import MAIL_CHECKSUMS, MAIL_NANOSECONDS
 from areal_mega.resharding.report import Spent
 from areal_mega.resharding.shared_memory import attach, describe, shared_bytes
 from areal_mega.resharding.slots import Slot
+from areal_mega.resharding.transport import Sums, Transport
 from areal_mega.runtime.distributed import Topology
 
 
@@ -47,16 +48,13 @@ class _Target:
     buffer: Tensor | None
 
 
-class ColocatedTransport:
-    """Every training rank has one; all of them call the same methods in the same order.
-
-    weights: this rank's tensors by Megatron name, always the same ones: they are read again at each update.
+class ColocatedTransport(Transport):
+    """weights: this rank's tensors by Megatron name, always the same ones: they are read again at each update.
     buffer_bytes: of each engine rank's buffer, unless a single tensor takes more. hosts: machine of each training rank;
     None: by their host names.
     """
 
     name = "colocated"
-    streams = False
 
     def __init__(
         self,
@@ -134,10 +132,7 @@ class ColocatedTransport:
             for destination, stage in self._stages.items()
         }
 
-    def meet(self, engines: Sequence[int]) -> None:
-        """Nothing to do: the buffers are there."""
-
-    def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
+    def fill(self, chunk: int, engines: Sequence[int], spent: Spent, *, delta: bool) -> dict[int, str]:
         """Bring this rank's part of a chunk into the buffers; `Topology.barrier` then says when all have done so."""
         started = time.perf_counter()
         moves = [
@@ -147,7 +142,10 @@ class ColocatedTransport:
         ]
         for parcel in self.outgoing.parcels[chunk]:
             target = self._targets[parcel.message.destination]
-            spent.bytes_moved += parcel.nbytes * parcel.remote
+            if parcel.remote:
+                spent.bytes_moved += parcel.nbytes
+                spent.bytes_out += parcel.nbytes
+                spent.bytes_full += parcel.nbytes
             if target.buffer is None:
                 message = torch.empty(parcel.nbytes, dtype=torch.uint8, device=self._topology.device)
                 moves.append(dist.P2POp(dist.isend, message, target.owner))
@@ -168,11 +166,11 @@ class ColocatedTransport:
         begin = slot.chunk % self._halves * (buffer.numel() // self._halves) + slot.offset
         return buffer[begin : begin + slot.nbytes]
 
-    def read_mail(self, engines: Sequence[int]) -> tuple[float, dict[tuple[int, str], int]]:
+    def read_mail(self, engines: Sequence[int]) -> tuple[float, Sums]:
         """Of this device's engine ranks: the longest time of loading, in seconds, and the checksums that the last
         check found; empties the boxes."""
         longest = 0.0
-        sums: dict[tuple[int, str], int] = {}
+        sums: Sums = {}
         for destination, stage in self._stages.items():
             longest = max(longest, float(stage.mailbox[MAIL_NANOSECONDS]) / 1e9)
             found = stage.mailbox[MAIL_CHECKSUMS:].tolist()

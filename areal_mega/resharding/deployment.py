@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from areal_mega.resharding.assign import Devices
@@ -31,6 +31,13 @@ class Deployment:
     def lower_bound(self, element_bytes: Callable[[str], int]) -> int:
         """Bytes that any plan must move. element_bytes: size of an element of each Hugging Face tensor."""
         return lower_bound(self.sources, self.destinations, self.devices, element_bytes)
+
+    @property
+    def one_engine(self) -> Deployment:
+        """The same with the first engine only. On devices of their own all engines need the same."""
+        tp = self.engines.tp
+        devices = replace(self.devices, destination=self.devices.destination[:tp])
+        return Deployment(self.sources, self.destinations[:tp], devices, replace(self.engines, count=1))
 
     @property
     def largest(self) -> int:

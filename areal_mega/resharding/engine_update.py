@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from areal_mega.config.errors import UserError
 from areal_mega.config.options import RolloutOptions
 
 # What SGLang calls in its workers with the orders of an update; servers are started with it as custom_weight_loader.
@@ -30,7 +31,8 @@ class Engine(Protocol):
         """How often it was started: after each time it has the weights of its model folder again."""
 
     def order(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """POST to an administrative endpoint; raises RuntimeError when the engine refuses or is dead."""
+        """POST to an administrative endpoint; raises RuntimeError when the engine refuses or is dead, UserError when it
+        did not start."""
 
     def weight_version(self) -> int:
         """The version of the weights it generates with."""
@@ -85,7 +87,7 @@ class EngineUpdate:
     def abandon(self, reason: BaseException | str) -> None:
         """Back to the old weights, if none has been overwritten yet and the engine answers; otherwise it is dead."""
         if not self._touched:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, UserError):
                 if self._open:
                     self._engine.order("/end_weight_update")
                 self._engine.order("/continue_generation")
@@ -120,6 +122,10 @@ class EngineUpdates:
         """Begin a step, given an engine's number and its update, on all engines, when the one before has ended."""
         self.wait()
         self._running = {n: self._threads.submit(step, n, self._updates[n]) for n in self.alive}
+
+    def stuck(self) -> bool:
+        """Whether an engine has failed in the step that is under way."""
+        return any(future.done() and future.exception() for future in self._running.values())
 
     def wait(self) -> None:
         """Until the step that was started last has ended everywhere."""

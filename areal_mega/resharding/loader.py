@@ -1,6 +1,7 @@
 """Runs inside every SGLang worker: the receiving end of the transports. Its orders come as JSON from `EngineUpdate`.
 
-connect: a new plan, its buffers or peers, and where everything goes; nothing is written yet.
+connect: a new plan, and where everything goes; nothing is written yet.
+meet: the trainers and the other engines, in a new process group.
 load: one chunk into the live parameters.
 check: the checksums of the live parameters.
 
@@ -12,31 +13,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from areal_mega.resharding.checksums import checksum, wrapped
 from areal_mega.resharding.coordinates import Box
-from areal_mega.resharding.peers import join
-from areal_mega.resharding.shared_memory import attach
-from areal_mega.resharding.slots import Copies, Place
-
-# A mailbox is int64: the seconds of all loads since it was emptied, in nanoseconds; then checksums.
-MAIL_NANOSECONDS, MAIL_CHECKSUMS = 0, 1
-
-
-class Receiver(Protocol):
-    """The receiving end of one transport."""
-
-    mailbox: Tensor
-
-    def load(self, chunk: int) -> None:
-        """A chunk into the parameters."""
-
-    def deliver(self) -> None:
-        """The mailbox to the trainers; empty afterwards."""
+from areal_mega.resharding.receivers import MAIL_CHECKSUMS, MAIL_NANOSECONDS, RECEIVERS, Parameters, Receiver
+from areal_mega.resharding.slots import Place
 
 
 def load(model: nn.Module, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -66,20 +51,22 @@ class _Connection:
         self._places = [place for chunk in chunks for place in chunk]
         self._tensors: list[str] = order["tensors"]
         self._check(order["dtypes"], order["shapes"])
-        copies = [Copies.between(self._parameters, chunk, order["chunk_bytes"]) for chunk in chunks]
-        receivers: dict[str, type[_Staging] | type[_Stream]] = {"colocated": _Staging, "disaggregated": _Stream}
-        self._receiver: Receiver = receivers[order["transport"]](self._parameters, copies, order)
+        parameters = Parameters(self._parameters, chunks, order["chunk_bytes"])
+        self._receiver: Receiver = RECEIVERS[order["transport"]](parameters, order)
+
+    def meet(self, order: dict[str, Any]) -> None:
+        self._receiver.meet(order)
 
     def load(self, order: dict[str, Any]) -> None:
         started = time.perf_counter_ns()
-        self._receiver.load(order["chunk"])
-        if order["last"]:
+        complete = self._receiver.load(order)
+        if complete and order["last"]:
             # Weights that SGLang derives from others; it leaves this out in sessions in which something was loaded.
             getattr(self._model, "post_load_weights", lambda: None)()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._receiver.mailbox[MAIL_NANOSECONDS] += time.perf_counter_ns() - started
-        if order["last"]:
+        if complete and order["last"]:
             self._receiver.deliver()
 
     def check(self, order: dict[str, Any]) -> None:
@@ -107,50 +94,6 @@ class _Connection:
                     f"SGLang has {place.parameter} as {parameter.dtype} of shape {list(parameter.shape)} with strides "
                     f"{parameter.stride()}: the plan writes contiguous {expected[0]} of shape {expected[1]}"
                 )
-
-
-class _Staging:
-    """A buffer that the trainers fill, on this device; each chunk is in one of its halves."""
-
-    def __init__(self, parameters: dict[str, Tensor], copies: list[Copies], order: dict[str, Any]) -> None:
-        self._parameters, self._copies = parameters, copies
-        self._buffer, self.mailbox = attach(order["staging"]), attach(order["mailbox"])
-        self._nbytes: int = order["chunk_bytes"]
-
-    def load(self, chunk: int) -> None:
-        begin = chunk % 2 * self._nbytes
-        self._copies[chunk].unpack(self._buffer[begin : begin + self._nbytes], self._parameters)
-
-    def deliver(self) -> None:
-        """The trainers read it where it is, and empty it."""
-
-
-class _Stream:
-    """A buffer that messages of the trainers are received in."""
-
-    def __init__(self, parameters: dict[str, Tensor], copies: list[Copies], order: dict[str, Any]) -> None:
-        self._parameters, self._copies = parameters, copies
-        device = next(iter(parameters.values())).device
-        self._buffer = torch.empty(order["chunk_bytes"], dtype=torch.uint8, device=device)
-        self.mailbox = torch.zeros(MAIL_CHECKSUMS + len(order["tensors"]), dtype=torch.int64)
-        self._slots: list[list[int]] = order["slots"]
-        host, port, name = order["meeting"]
-        self._group = join(host, port, name, order["rank"], order["world"], device)
-
-    def load(self, chunk: int) -> None:
-        receiving = []
-        for source, number, offset, nbytes in self._slots:
-            if number == chunk:
-                receiving.append(self._group.recv([self._buffer[offset : offset + nbytes]], source, chunk))
-        for work in receiving:
-            work.wait()
-        self._copies[chunk].unpack(self._buffer, self._parameters)
-
-    def deliver(self) -> None:
-        # Not waited for: the trainers take it when this order has been answered.
-        self._mail = self.mailbox.to(self._buffer.device, copy=True)
-        self._delivery = self._group.send([self._mail], 0, len(self._copies))
-        self.mailbox.zero_()
 
 
 def entry(place: Place) -> list[Any]:

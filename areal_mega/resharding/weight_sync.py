@@ -4,51 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from areal_mega.config.options import ReshardingOptions
 from areal_mega.resharding.checksums import wrapped
 from areal_mega.resharding.deployment import Deployment
 from areal_mega.resharding.engine_update import Engine, EngineUpdate, EngineUpdates, Order
-from areal_mega.resharding.outgoing import Outgoing
 from areal_mega.resharding.report import Spent, SyncReport
+from areal_mega.resharding.transport import Sums, Transport, TransportError
 from areal_mega.runtime.distributed import Topology
 
-LOGGER = logging.getLogger(__name__)
+MEETINGS = 4  # attempts of engines and training ranks to connect, some of which were lost meanwhile
 
-Sums = dict[tuple[int, str], int]  # checksum by engine rank and Hugging Face tensor
+LOGGER = logging.getLogger(__name__)
 
 
 class WeightSyncError(RuntimeError):
     """An engine could not be given new weights."""
-
-
-class Transport(Protocol):
-    """How bytes get from the training ranks to the engines' workers. Every training rank has one.
-
-    streams: the workers take a chunk while it is sent; otherwise when all ranks have brought their parts of it.
-    outgoing: what this rank sends.
-    """
-
-    name: str
-    streams: bool
-    outgoing: Outgoing
-
-    def connect_orders(self, engines: Sequence[int]) -> dict[int, Order]:
-        """For the workers of these engines that this rank is responsible for: how they take part, once."""
-
-    def meet(self, engines: Sequence[int]) -> None:
-        """This rank's part of the connection, while the workers have their orders."""
-
-    def fill(self, chunk: int, engines: Sequence[int], spent: Spent) -> dict[int, str]:
-        """This rank's part of a chunk, on its way. Returns the engines that were lost by it, and how it showed."""
-
-    def read_mail(self, engines: Sequence[int]) -> tuple[float, Sums]:
-        """Of the workers that this rank is responsible for: the longest time of loading, in seconds, and what the last
-        check found."""
 
 
 class WeightSync:
@@ -69,7 +42,12 @@ class WeightSync:
         self._topology, self._deployment, self._transport = topology, deployment, transport
         self._options, self._engines, self._directory = options, engines, directory
         self._connected: dict[int, int] = {}  # number of an engine → its start that was connected
+        self._updates = 0
+        self._filled = 0  # the update whose weights the transport remembers, all of them
+        self._given: dict[int, tuple[int, int]] = {}  # number of an engine → its start, and the update that it got
         self._verified = False
+        dtypes = transport.outgoing.dtypes
+        self._lower_bound = deployment.lower_bound(lambda name: dtypes[name].itemsize)
 
     def send(self, version: int) -> SyncReport:
         """Afterwards every engine generates with, and reports, ``version``.
@@ -77,9 +55,11 @@ class WeightSync:
         An engine that dies meanwhile is started again and gets the weights, ``resharding.restarts`` times in a row.
 
         Raises:
-            WeightSyncError: an engine refuses or died too often, or got other weights than were sent. It is marked as
-                failed then, unless it still has, and serves, its old weights.
+            WeightSyncError: an engine refuses or died too often, or got other weights than were sent, or a training
+                rank cannot send. Engines are marked as failed then, unless they still have, and serve, their old
+                weights.
         """
+        self._updates += 1
         lost = self._topology.broadcast(list(range(len(self._engines))))
         for left in reversed(range(self._options.restarts + 1)):
             report, failures = self._send(version, lost)
@@ -102,26 +82,19 @@ class WeightSync:
         with EngineUpdates({n: self._engines[n] for n in numbers if self._engines}, version) as updates:
             updates.run(lambda _, update: update.begin())
             self._connect(updates)
+            delta = self._topology.broadcast(self._all_have_the_last(updates.alive))
+            self._filled = 0
             for chunk in outgoing.chunks:
-                last = chunk == outgoing.chunks[-1]
-                order = {"order": "load", "plan": outgoing.plan_id, "chunk": chunk, "last": last}
-                load = partial(_load, self._to_all(order), last)
-                alive = self._topology.broadcast(updates.alive)
-                if transport.streams:
-                    updates.start(load)
-                lost = transport.fill(chunk, alive, spent)
-                # All have filled it, and the engines have taken the chunk before, whose half is filled next.
-                updates.wait()
-                for there in self._topology.gather(lost):
-                    updates.fail_all(there)
-                if not transport.streams:
-                    updates.start(load)
+                self._bring(chunk, updates, spent, delta=delta)
             spent.load, _ = self._mail(updates)
             if verify:
                 check = self._to_all({"order": "check", "plan": outgoing.plan_id})
                 updates.start(lambda _, update: update.tell(check, writes=False))
                 self._compare(self._mail(updates)[1], updates)
             updates.run(lambda _, update: update.commit())
+            if updates.alive:
+                self._filled = self._updates
+                self._given |= {n: (self._engines[n].starts, self._updates) for n in updates.alive}
             failures = self._topology.broadcast(updates.failures)
         self._verified |= verify and not failures
         seconds = time.perf_counter() - started
@@ -129,7 +102,7 @@ class WeightSync:
             version,
             transport.name,
             self._topology.gather(spent),
-            outgoing.lower_bound_bytes,
+            self._lower_bound,
             seconds,
             verified=verify and not failures,
         )
@@ -141,45 +114,104 @@ class WeightSync:
         return [order] * self._deployment.engines.tp
 
     def _connect(self, updates: EngineUpdates) -> None:
-        """Engines that were started since the last update learn of the plan."""
+        """Engines that were started since the last update learn of the plan, and all meet if the transport wants it."""
         new = [n for n in updates.alive if self._connected.get(n) != self._engines[n].starts]
-        if not (new := self._topology.broadcast(new)):
-            return
-        gathered = self._topology.gather(self._transport.connect_orders(new))
-        orders = {rank: order for there in gathered for rank, order in there.items()}
-        of = {number: [orders[rank] for rank in self._deployment.ranks_of(number)] for number in new}
-        updates.start(lambda number, update: update.tell(of[number], writes=False) if number in of else None)
-        self._transport.meet(new)
-        updates.wait()
-        self._connected |= {n: self._engines[n].starts for n in new if self._engines}
+        if new := self._topology.broadcast(new):
+            self._tell(self._transport.connect_orders(new), updates)
+            updates.wait()
+            self._connected |= {n: self._engines[n].starts for n in new if self._engines}
+        for _ in range(MEETINGS):
+            orders = self._transport.meeting(self._starts(updates))
+            if orders is None:
+                return
+            self._tell(orders, updates)
+            self._transport.meet(updates.stuck)
+            updates.wait()
+        if self._transport.meeting(self._starts(updates)) is not None:
+            raise WeightSyncError(f"the engines and the training ranks did not find together in {MEETINGS} attempts")
+
+    def _starts(self, updates: EngineUpdates) -> dict[int, int]:
+        """On every rank: the engines that are alive, and their starts."""
+        return self._topology.broadcast({n: self._engines[n].starts for n in updates.alive})
+
+    def _tell(self, orders: Mapping[int, Order], updates: EngineUpdates) -> None:
+        """Start giving all ranks' orders to the engine ranks that they are for."""
+        by_rank = {rank: order for there in self._topology.gather(orders) for rank, order in there.items()}
+
+        def step(number: int, update: EngineUpdate) -> None:
+            ranks = self._deployment.ranks_of(number)
+            if ranks.start in by_rank:
+                update.tell([by_rank[rank] for rank in ranks], writes=False)
+
+        updates.start(step)
+
+    def _all_have_the_last(self, engines: Sequence[int]) -> bool:
+        """Whether the difference to what was sent last is enough for all of these engines."""
+        last = {n: (self._engines[n].starts, self._filled) for n in engines}
+        return self._options.delta and all(self._given.get(n) == given for n, given in last.items())
+
+    def _bring(self, chunk: int, updates: EngineUpdates, spent: Spent, *, delta: bool) -> None:
+        """A chunk into all engines, or on the way there if they take it when it is whole."""
+        transport, outgoing = self._transport, self._transport.outgoing
+        last = chunk == outgoing.chunks[-1]
+        order = {"order": "load", "plan": outgoing.plan_id, "chunk": chunk, "last": last}
+        engines = self._topology.broadcast(updates.alive)
+        while engines:
+            if transport.streams:
+                updates.start(self._loading(order | transport.load_order(engines), engines))
+            lost = self._fill(chunk, engines, spent, delta=delta)
+            # All have filled it, and the engines have taken the chunk before, whose half is filled next.
+            updates.wait()
+            for there in lost:
+                updates.fail_all(there)
+            if not transport.streams:
+                updates.start(self._loading(order | transport.load_order(engines), engines))
+                return
+            # Who missed it gets it again, from those that are left; whole, as the ranks remember having sent it.
+            engines, delta = self._topology.broadcast(transport.missed(updates.alive)), False
+
+    def _loading(self, order: Order, engines: Sequence[int]) -> Callable[[int, EngineUpdate], None]:
+        orders = self._to_all(order)
+
+        def step(number: int, update: EngineUpdate) -> None:
+            if number in engines:
+                update.tell(orders, writes=True, last=order["last"])
+
+        return step
+
+    def _fill(self, chunk: int, engines: Sequence[int], spent: Spent, *, delta: bool) -> list[dict[int, str]]:
+        """This rank's part of a chunk. Returns what all ranks say of lost engines."""
+        trouble, lost = "", dict[int, str]()
+        try:
+            lost = self._transport.fill(chunk, engines, spent, delta=delta)
+        except TransportError as error:
+            trouble = str(error)
+        there = self._topology.gather((trouble, lost))
+        if troubles := [trouble for trouble, _ in there if trouble]:
+            raise WeightSyncError("; ".join(troubles))
+        return [lost for _, lost in there]
 
     def _mail(self, updates: EngineUpdates) -> tuple[float, Sums]:
         """What the workers report of the step that was started last, when they have done it."""
-        if self._transport.streams:
-            mail = self._transport.read_mail(updates.alive)
-            updates.wait()
-            return mail
         updates.wait()
-        self._topology.barrier()
-        return self._transport.read_mail(updates.alive)
+        return self._transport.read_mail(self._topology.broadcast(updates.alive))
 
     def _compare(self, found: Sums, updates: EngineUpdates) -> None:
         """Engines whose checksums are not those of what was sent have failed."""
         sent: Sums = {}
         there: Sums = {}
-        for expected, reported in self._topology.gather((self._transport.outgoing.expected_checksums(), found)):
+        outgoing = self._transport.outgoing
+        for expected, reported in self._topology.gather((outgoing.expected_checksums(), found)):
             there |= reported
             for key, part in expected.items():
                 sent[key] = wrapped(sent.get(key, 0) + part)
         for number in updates.alive:
-            ranks = self._deployment.ranks_of(number)
-            wrong = sorted(
-                key for key in sent.keys() | there.keys() if key[0] in ranks and sent.get(key) != there.get(key)
-            )
+            wrong = [
+                f"{name} (rank {place})"
+                for place, rank in enumerate(self._deployment.ranks_of(number))
+                for name in outgoing.tensors(rank)
+                if sent[outgoing.planned(rank), name] != there.get((rank, name))
+            ]
             if wrong:
-                names = ", ".join(f"{name} (rank {rank - ranks.start})" for rank, name in wrong[:5])
+                names = ", ".join(wrong[:5])
                 updates.fail(number, f"{len(wrong)} tensors are not what was sent, among them {names}")
-
-
-def _load(orders: Sequence[Order], last: bool, _: int, update: EngineUpdate) -> None:
-    update.tell(orders, writes=True, last=last)

@@ -173,12 +173,13 @@ def reshard_lines(options: PPOOptions, made: Deployment) -> list[str]:
     """New weights for the engines, each step."""
     size = DTYPES[options.model.dtype].itemsize
     found = made.plan().statistics
+    sent = found if _colocated(options) else made.one_engine.plan().statistics  # the engines pass it on
     bound = made.lower_bound(lambda _: size)
     return [
         f"new weights: {options.rollout.engines} engines of TP {options.rollout.tensor} need "
         f"{found.needed * size / GB:.1f} GB, {made.largest * size / GB:.1f} GB on each rank; "
         f"{found.local_fraction:.1%} is on their devices already",
         f"  moved between devices {found.moved * size / GB:.1f} GB (lower bound {bound / GB:.1f}), into one device at "
-        f"most {found.max_in * size / GB:.2f} GB, out of one at most {found.max_out * size / GB:.2f} GB, "
-        f"{found.messages} messages",
+        f"most {found.max_in * size / GB:.2f} GB, out of one trainer's at most {sent.max_out * size / GB:.2f} GB, "
+        f"{sent.messages} messages",
     ]

@@ -8,6 +8,7 @@ compares. The main rank writes ``OUT``: what was found, by case.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +26,15 @@ from areal_mega.config.options import ParallelOptions, PolicyOptions, Resharding
 from areal_mega.resharding.colocated import ColocatedTransport
 from areal_mega.resharding.deployment import deploy
 from areal_mega.resharding.disaggregated import DisaggregatedTransport
+from areal_mega.resharding.disk import DiskTransport
 from areal_mega.resharding.layouts import SGLangGrid
-from areal_mega.resharding.weight_sync import WeightSync
+from areal_mega.resharding.transport import Transport
+from areal_mega.resharding.weight_sync import WeightSync, WeightSyncError
 from areal_mega.rollout.server import HTTP, SGLangServer
 from areal_mega.runtime import distributed
 
 PROMPT = [5, 17, 40, 3, 99]
+CHANGED_EACH = 20  # this one, and so on, of each of a training rank's tensors
 LONG = 400  # tokens of requests that are under way during an update
 
 
@@ -75,13 +79,21 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         topology, case["folder"], options, dtype=case["dtype"], optimizer=None, head="logprob", seed=1
     )
     places = topology.gather(model.place)
-    colocated, buffer_bytes = "disaggregated" not in case, case.get("buffer_bytes", 1 << 30)
-    deployment = deploy(model.hf, places, grid, colocated=colocated, per_node=topology.world)
-    common = topology, deployment, model.held_weights, buffer_bytes
-    transport = ColocatedTransport(*common, case.get("hosts")) if colocated else DisaggregatedTransport(*common)
-    weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
+    way = case.get("transport", "colocated")
+    deployment = deploy(model.hf, places, grid, colocated=way == "colocated", per_node=topology.world)
+    common = topology, deployment, model.held_weights, case.get("buffer_bytes", 1 << 30)
+    delta = case.get("delta", False)
+    transport = make_transport(way, common, Path(case["folder"]), hosts=case.get("hosts"), remember=delta)
+    weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always", delta=delta), engines)
     before = [checksums(engine) for engine in engines]
+    if delta:  # a part of the elements is something else in the first update
+        whole = {name: weight.clone() for name, weight in model.held_weights.items()}
+        for weight in model.held_weights.values():
+            weight.view(-1)[::CHANGED_EACH].add_(1)
     report = weight_sync.send(version)
+    if delta:
+        for name, weight in model.held_weights.items():
+            weight.copy_(whole[name])
     with ThreadPoolExecutor(16) as threads:  # through the connection that there is, and while requests run
         begun = [Event() for _ in range(4 * len(engines))]
         running = [threads.submit(answer, engines[i // 4], LONG, event) for i, event in enumerate(begun)]
@@ -97,12 +109,38 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         "sent": [checksums(engine) for engine in engines],
         "under_way": under_way,
         "answers": [answer(engine) for engine in engines],
+        "files": sorted(file.name for file in Path(case["folder"]).glob("weights-*/*")),
     }
+    if way == "disk":
+        result["full"] = on_a_full_disk(weight_sync, engines, version + 200)
     for engine in engines:
         # The prefix cache was filled by the same weights; flushing it is refused while a request is being tidied up.
         how = {"model_path": case["folder"], "weight_version": str(version), "flush_cache": False}
         engine.order("/update_weights_from_disk", how)
     return result | {"loaded": [checksums(engine) for engine in engines]}
+
+
+def on_a_full_disk(weight_sync, engines, version) -> dict[str, Any]:
+    """As if it were full: no rank may write a file of more than a few bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    error = ""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        weight_sync.send(version)
+    except WeightSyncError as found:
+        error = str(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return {"error": error, "sums": [checksums(e) for e in engines], "answers": [answer(e) for e in engines]}
+
+
+def make_transport(name, common, folder, hosts=None, *, remember=False) -> Transport:
+    """folder: for the files of the disk transport."""
+    if name == "colocated":
+        return ColocatedTransport(*common, hosts)
+    if name == "disk":
+        return DiskTransport(*common, folder=folder, directory=folder, remember=remember)
+    return DisaggregatedTransport(*common, remember=remember)
 
 
 def checksums(engine: SGLangServer) -> list[dict[str, str]]:

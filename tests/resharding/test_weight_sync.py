@@ -10,7 +10,7 @@ import pytest
 import torch
 from engine.oracles import logprobs_by
 from models import save_tiny_model
-from resharding.sync_worker import LONG, PROMPT
+from resharding.sync_worker import CHANGED_EACH, LONG, PROMPT
 
 WORKER = Path(__file__).with_name("sync_worker.py")
 
@@ -26,11 +26,17 @@ STARTS = {
             "TP2": {"parallel": {"tensor": 2}},
             "PP2 in chunks": {"parallel": {"pipeline": 2}, "buffer_bytes": 60_000},
             "TP2 on two machines, in chunks": {"parallel": {"tensor": 2}, "buffer_bytes": 60_000, "hosts": [0, 1]},
-            "TP2 from process to process": {"parallel": {"tensor": 2}, "disaggregated": True},
+            "TP2 from process to process": {"parallel": {"tensor": 2}, "transport": "disaggregated"},
             "PP2 from process to process, in chunks": {
                 "parallel": {"pipeline": 2},
                 "buffer_bytes": 60_000,
-                "disaggregated": True,
+                "transport": "disaggregated",
+            },
+            "TP2 through files": {"parallel": {"tensor": 2}, "transport": "disk"},
+            "PP2 through files, in chunks": {
+                "parallel": {"pipeline": 2},
+                "buffer_bytes": 60_000,
+                "transport": "disk",
             },
         },
     ),
@@ -39,7 +45,15 @@ STARTS = {
         "llama",
         {"tp": 2},
         "bfloat16",
-        {"TP2xPP2": {"parallel": {"tensor": 2, "pipeline": 2}}, "PP2xDP2": {"parallel": {"pipeline": 2}}},
+        {
+            "TP2xPP2": {"parallel": {"tensor": 2, "pipeline": 2}},
+            "PP2xDP2": {"parallel": {"pipeline": 2}},
+            "TP2xPP2 through files, deltas": {
+                "parallel": {"tensor": 2, "pipeline": 2},
+                "transport": "disk",
+                "delta": True,
+            },
+        },
     ),
     "tp2 ep2": (
         2,
@@ -51,7 +65,28 @@ STARTS = {
             "TP2xEP2": {"parallel": {"tensor": 2, "expert": 2, "expert_tensor": 1, "sequence": True}},
         },
     ),
-    "two engines": (2, "qwen2", {"tp": 1, "count": 2}, "float32", {"DP2": {"parallel": {}}}),
+    "two engines": (
+        2,
+        "qwen2",
+        {"tp": 1, "count": 2},
+        "float32",
+        {
+            "DP2": {"parallel": {}},
+            "DP2 from process to process": {"parallel": {}, "transport": "disaggregated"},
+            "TP2 from process to process, in chunks": {
+                "parallel": {"tensor": 2},
+                "buffer_bytes": 60_000,
+                "transport": "disaggregated",
+            },
+            "TP2 from process to process, in chunks, deltas": {
+                "parallel": {"tensor": 2},
+                "buffer_bytes": 60_000,
+                "transport": "disaggregated",
+                "delta": True,
+            },
+            "PP2 through files": {"parallel": {"pipeline": 2}, "transport": "disk"},
+        },
+    ),
 }
 IN_PLACE = {("two engines", "DP2"), ("tp2 ep2", "EP2")}
 CASES = [(start, case) for start, (*_, cases) in STARTS.items() for case in cases]
@@ -98,7 +133,7 @@ def launch(worker, ranks, job, log):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
-            timeout=500 + 60 * len(job.get("kills", [])),
+            timeout=500 + 180 * len(job.get("kills", [])),
         )
     assert status.returncode == 0, log.read_text()[-6000:]
 
@@ -117,8 +152,44 @@ def test_every_parameter_is_what_sglang_itself_makes_of_the_folder(found, case):
 @each_case
 def test_no_byte_more_than_the_lower_bound_is_moved(found, case):
     for report in (found[case]["report"], found[case]["again"]):
-        assert report["bytes_moved"] == report["lower_bound"]
+        assert report["bytes_full"] == report["lower_bound"]
+        assert (report["bytes_moved"] < report["bytes_full"]) == (report["changed"] is not None)
         assert report["verified"]
+
+
+@each_case
+def test_only_what_changed_is_moved_if_that_is_wanted(found, case):
+    first, second = found[case]["report"], found[case]["again"]
+    assert first["changed"] is None
+    if "deltas" not in case[1]:
+        assert second["changed"] is None
+        return
+    assert second["changed"] == pytest.approx(1 / CHANGED_EACH, rel=0.1)
+    width = 2 if STARTS[case[0]][3] == "bfloat16" else 4
+    assert second["bytes_moved"] / second["bytes_full"] < 1 / (8 * width) + 1.2 / CHANGED_EACH
+
+
+@each_case
+def test_one_copy_leaves_the_trainers_however_many_engines_there_are(found, case):
+    engines = STARTS[case[0]][2].get("count", 1)
+    report = found[case]["report"]
+    assert report["bytes_out"] * engines == report["bytes_moved"]
+
+
+@each_case
+def test_no_file_is_left(found, case):
+    assert found[case]["files"] == []
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "through files" in case[1]], ids=lambda case: case[1])
+def test_on_a_full_disk_the_engines_keep_what_they_have(found, case):
+    result = found[case]
+    full = result["full"]
+    assert "cannot write the new weights" in full["error"]
+    assert "resharding.folder" in full["error"]
+    assert full["sums"] == result["sent"]
+    for answer in full["answers"]:
+        assert [version for version, _ in answer["versions"]] == [str(result["again"]["version"])]
 
 
 @each_case
@@ -157,13 +228,15 @@ def test_requests_under_way_go_on_under_the_new_weights(found, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["colocated", "disaggregated"])
-def test_an_engine_killed_in_an_update_is_started_again_and_serves_what_it_reports(tmp_path, transport):
+@pytest.mark.parametrize(
+    ("transport", "dtype"), [("colocated", "float32"), ("disaggregated", "float32"), ("disk", "bfloat16")]
+)
+def test_an_engine_killed_in_an_update_is_started_again_and_serves_what_it_reports(tmp_path, transport, dtype):
     save_tiny_model(tmp_path / "start", "qwen3")
     job = {
         "start": str(tmp_path / "start"),
         "engines": {"tp": 1, "count": 2},
-        "dtype": "float32",
+        "dtype": dtype,
         "transport": transport,
         "updates": int(os.environ.get("AREAL_MEGA_UPDATES", "4")),
         "kills": json.loads(os.environ.get("AREAL_MEGA_KILLS", "[2]")),
@@ -175,3 +248,4 @@ def test_an_engine_killed_in_an_update_is_started_again_and_serves_what_it_repor
         for reported, *spans in engines:
             assert (reported, [v for v, _ in spans]) == (version, [str(version)])
     assert sum(found["starts"]) == 2 + len(job["kills"])
+    assert (min(found["changed"]) < 0.1) == (transport != "colocated")

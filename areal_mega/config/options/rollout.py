@@ -88,8 +88,18 @@ class ReshardingOptions:
     transport: str = option(
         "colocated",
         "colocated: the engines are on the trainers' devices. disaggregated: on devices of their own, behind the "
-        "trainers' in the same machine.",
-        choices=("colocated", "disaggregated"),
+        "trainers' in the same machine. disk: there too, through files, where processes cannot reach one another.",
+        choices=("colocated", "disaggregated", "disk"),
+    )
+    folder: str | None = option(
+        None,
+        "Folder for the files of resharding.transport=disk, on a file system that trainers and engines share; they are "
+        "there as long as an update takes. null: the run directory.",
+    )
+    delta: bool = option(
+        False,
+        "Send only elements that changed since the last update, bit by bit, where that is shorter. Each training rank "
+        "keeps what it sent last, on its device. Not for resharding.transport=colocated.",
     )
     buffer_mb: int = option(
         1024, "MiB of the buffer of each engine rank; a larger share goes in chunks, through its halves.", minimum=1
