@@ -23,12 +23,13 @@ class Spent:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One update of all engines.
+    """One update of engines.
 
     bytes_moved: between devices, counted while sending. lower_bound: what the engines' devices did not hold. seconds:
     of the whole. seconds_pack, seconds_send: of the training rank that took longest (``worst_rank`` is the one that
     took longest for both). seconds_load: of the engine rank that took longest to write its parameters. verified:
-    whether checksums of all tensors were compared and equal.
+    whether checksums of all tensors were compared and equal. engines: their numbers. failures: those of them that did
+    not get the version, and why.
     """
 
     version: int
@@ -41,6 +42,8 @@ class SyncReport:
     seconds_load: float
     worst_rank: int
     verified: bool
+    engines: list[int]
+    failures: dict[int, str]
 
     @classmethod
     def of(
@@ -52,6 +55,8 @@ class SyncReport:
         seconds: float,
         *,
         verified: bool,
+        engines: list[int],
+        failures: dict[int, str],
     ) -> SyncReport:
         """From what each training rank spent."""
         work = [part.pack + part.send for part in parts]
@@ -66,6 +71,8 @@ class SyncReport:
             seconds_load=max(part.load for part in parts),
             worst_rank=work.index(max(work)),
             verified=verified,
+            engines=engines,
+            failures=failures,
         )
 
     def append_to(self, directory: Path) -> None:

@@ -1,8 +1,7 @@
-"""All engines get the policy's new weights: the same few steps for every transport."""
+"""Engines get the policy's new weights: the same few steps for every transport."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,13 +16,7 @@ from areal_mega.resharding.outgoing import Outgoing
 from areal_mega.resharding.report import Spent, SyncReport
 from areal_mega.runtime.distributed import Topology
 
-LOGGER = logging.getLogger(__name__)
-
 Sums = dict[tuple[int, str], int]  # checksum by engine rank and Hugging Face tensor
-
-
-class WeightSyncError(RuntimeError):
-    """An engine could not be given new weights."""
 
 
 class Transport(Protocol):
@@ -71,32 +64,17 @@ class WeightSync:
         self._connected: dict[int, int] = {}  # number of an engine → its start that was connected
         self._verified = False
 
-    def send(self, version: int) -> SyncReport:
-        """Afterwards every engine generates with, and reports, ``version``.
+    def send(self, version: int, engines: Sequence[int] | None = None) -> SyncReport:
+        """Afterwards engines generate with, and report, ``version``.
 
-        An engine that dies meanwhile is started again and gets the weights, ``resharding.restarts`` times in a row.
+        One that died, refused, or got other weights than were sent is among the report's failures. It is marked as
+        failed then, unless it still has, and serves, its old weights.
 
-        Raises:
-            WeightSyncError: an engine refuses or died too often, or got other weights than were sent. It is marked as
-                failed then, unless it still has, and serves, its old weights.
+        engines: their numbers; the main rank's count. None: all.
         """
-        lost = self._topology.broadcast(list(range(len(self._engines))))
-        for left in reversed(range(self._options.restarts + 1)):
-            report, failures = self._send(version, lost)
-            if not failures:
-                return report
-            lost = sorted(failures)
-            if left and self._engines:
-                for number in lost:
-                    LOGGER.warning(
-                        "engine %d failed in update %d and is started again: %s", number, version, failures[number]
-                    )
-                    self._engines[number].restart()
-        raise WeightSyncError("; ".join(f"engine {number}: {failures[number]}" for number in lost))
-
-    def _send(self, version: int, numbers: Sequence[int]) -> tuple[SyncReport, dict[int, str]]:
-        """One attempt for some of the engines. Every rank gets the report and the failures, by engine."""
         started = time.perf_counter()
+        chosen = list(range(len(self._engines)) if engines is None else engines)
+        numbers: list[int] = self._topology.broadcast(chosen)
         verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
         transport, outgoing, spent = self._transport, self._transport.outgoing, Spent()
         with EngineUpdates({n: self._engines[n] for n in numbers if self._engines}, version) as updates:
@@ -132,10 +110,12 @@ class WeightSync:
             outgoing.lower_bound_bytes,
             seconds,
             verified=verify and not failures,
+            engines=numbers,
+            failures=failures,
         )
-        if self._directory and self._topology.is_main and not failures:
+        if self._directory and self._topology.is_main:
             report.append_to(self._directory)
-        return report, failures
+        return report
 
     def _to_all(self, order: Order) -> list[Order]:
         return [order] * self._deployment.engines.tp

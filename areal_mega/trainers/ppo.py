@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +42,8 @@ from areal_mega.trainers.publishing import deployment_of, weight_sync
 from areal_mega.trainers.recovery import Recovery
 from areal_mega.trainers.report import Evaluation
 
+T = TypeVar("T")
+
 
 class PPOTrainer:
     """One run. All ranks train; rank 0 has a ``generation`` as well."""
@@ -54,7 +58,8 @@ class PPOTrainer:
         deployment: Deployment,
     ) -> None:
         self.options, self.topology, self.directory = options, topology, directory
-        self.generation, self.recovery = generation, recovery
+        self.generation, self.recovery, self.version = generation, recovery, 0
+        self._beside = ThreadPoolExecutor(1, "generation")
         self.timers = PhaseTimers()
         resume_step = recovery.step if recovery.point else None
         self.journal = Journal(directory, options.telemetry.tensorboard, resume_step) if topology.is_main else None
@@ -155,7 +160,7 @@ class PPOTrainer:
     def step(self, step: int) -> None:
         """Generate, score, train, publish: afterwards the engine has the new weights."""
         with self.timers.phase("rollout"):
-            drawn = self.generation.next_batch() if self.generation else None
+            drawn = self.generate(Generation.next_batch)
             batch = self.topology.broadcast(pack_samples(drawn.samples) if drawn else None)
         with self.timers.phase("score"):
             share, metrics = self.score(batch, step)
@@ -201,16 +206,42 @@ class PPOTrainer:
 
     def publish(self, version: int) -> None:
         """The policy's weights go into the engines as ``version``; all ranks take part."""
+        self.version = version
         self.policy.settle()
-        self.weight_sync.send(version)
         if self.generation:
-            self.generation.published(version)
+            self.generation.publish(version, self._send)
+        else:
+            self._send()
+
+    def generate(self, work: Callable[[Generation], T]) -> T | None:
+        """What the main rank makes with its engines, while the other ranks wait.
+
+        It may need an engine that died and was started again, and that needs weights from all ranks: so until it is
+        done they are ready to send them. The policy still has those that the other engines have.
+        """
+        generation = self.generation
+        if generation is None:
+            while self.topology.broadcast(None):
+                self._send()
+            return None
+        answer = self._beside.submit(work, generation)
+        while self.topology.broadcast(engines := generation.until_done(answer)):
+            generation.readmit(engines, self._send)
+        return answer.result()
+
+    def _send(self, engines: Sequence[int] = ()) -> dict[int, str]:
+        """engines: on the main rank. Returns those that failed, and why."""
+        return self.weight_sync.send(self.version, engines).failures
 
     def evaluate(self, step: int) -> Evaluation:
-        """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy."""
-        if self.journal is None or self.generation is None or not self.generation.held_out:
+        """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy.
+
+        All ranks take part.
+        """
+        samples = self.generate(Generation.evaluate)
+        if self.journal is None or not samples:
             return Evaluation()
-        evaluation = report.evaluation_of(self.generation.evaluate(), self.options.evaluation.show)
+        evaluation = report.evaluation_of(samples, self.options.evaluation.show)
         self.journal.write(step, report.evaluation_metrics(evaluation))
         return evaluation
 

@@ -82,12 +82,14 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
     weight_sync = WeightSync(topology, deployment, transport, ReshardingOptions(verify="always"), engines)
     before = [checksums(engine) for engine in engines]
     report = weight_sync.send(version)
+    assert not report.failures
     with ThreadPoolExecutor(16) as threads:  # through the connection that there is, and while requests run
         begun = [Event() for _ in range(4 * len(engines))]
         running = [threads.submit(answer, engines[i // 4], LONG, event) for i, event in enumerate(begun)]
         for event in begun:
             event.wait(60)
         again = weight_sync.send(version + 100)
+        assert not again.failures
         under_way = [request.result() for request in running]
     result = {
         "report": asdict(report),
