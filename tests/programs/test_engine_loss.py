@@ -1,4 +1,4 @@
-"""Engines die while they generate: the run goes on, and every sample is trained on once, of the weights it should be."""
+"""Engines die while they generate: the run goes on, and each sample is trained on once, of weights it may be of."""
 
 import json
 import os
