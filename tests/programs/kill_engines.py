@@ -1,8 +1,8 @@
 """tools/train_ppo.py, whose main rank kills engines while they generate and writes down what comes of it.
 
 KILLS in the environment: [[batch, [engines]], ...], which are killed shortly after they were asked for that batch, the
-first being 0; or {"every": seconds, "times": n}, which kills any one of them so often. ``seen.json`` in the run
-directory: the samples of each batch, and what was killed when.
+first being 0; or a number: so many seconds after the last one, any one of those that serve is killed. ``seen.json`` in
+the run directory: the samples of each batch, and what was killed when.
 """
 
 import json
@@ -14,6 +14,7 @@ import time
 
 import psutil
 
+from areal_mega.rollout.local_engines import address_of
 from areal_mega.trainers.launch import launch
 
 MOMENT = 0.3  # seconds after a batch was asked for: requests are under way
@@ -44,6 +45,11 @@ def versions_of(sample):
     return sorted({v for v, generated in zip(sample.versions, sample.loss_mask, strict=True) if generated})
 
 
+def those_that_serve(generation):
+    given_out = generation._local.addresses
+    return [n for n, engine in enumerate(generation.engines) if given_out[n] == address_of(engine)]
+
+
 def run(options, topology, directory):
     from areal_mega.trainers import ppo
     from areal_mega.trainers.generation import Generation
@@ -57,15 +63,17 @@ def run(options, topology, directory):
                 for number in dict(kills).get(len(witness.batches), ()):
                     threading.Timer(MOMENT, witness.kill, (self.engines, number)).start()
             elif not witness.batches:
-                threading.Thread(target=now_and_then, args=(self.engines,), daemon=True).start()
+                threading.Thread(target=now_and_then, args=(self,), daemon=True).start()
             batch = super().next_batch()
             witness.note(self, batch)
             return batch
 
-    def now_and_then(engines):
-        for _ in range(kills["times"]):
-            time.sleep(kills["every"])
-            witness.kill(engines, random.randrange(len(engines)))
+    def now_and_then(generation):
+        while True:
+            time.sleep(kills)
+            while not (serving := those_that_serve(generation)):
+                time.sleep(0.1)
+            witness.kill(generation.engines, random.choice(serving))
 
     ppo.Generation = Watched
     ppo.run(options, topology, directory)
