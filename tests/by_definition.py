@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,11 @@ class Response:
 
     def __len__(self) -> int:
         return len(self.proximal)
+
+    @property
+    def ages(self) -> list[int]:
+        """How many versions before the proximal policy each token was sampled: 3, 2, 1, 0, 0 and so on."""
+        return [max(0, 3 - t) for t in range(len(self))]
 
 
 def responses(seed: int, groups: int = 4, size: int = 4, stale: float = 0.3) -> list[Response]:
@@ -299,6 +304,20 @@ def decoupled(data: list[Response]) -> Tensor:
     return _ppo_weighted(data, lambda ws: [min(w, 5.0) for w in ws])
 
 
+def a3po(data: list[Response]) -> Tensor:
+    """A token of age d is d of the d + 1 updates away from its behavior policy, where the proximal policy is."""
+    near = []
+    for r in data:
+        between = zip(r.ages, r.behavior, r.now.tolist(), strict=True)
+        near.append(replace(r, proximal=[b + d / (d + 1) * (x - b) for d, b, x in between]))
+    return decoupled(near)
+
+
+def behavior_ppo(data: list[Response]) -> Tensor:
+    """PPO as it stands, whose old policy is the one that sampled."""
+    return ppo([replace(r, proximal=r.behavior) for r in data])
+
+
 def tis(data: list[Response]) -> Tensor:
     return _ppo_weighted(data, lambda ws: [min(w, 2.0) for w in ws])
 
@@ -327,6 +346,7 @@ ALGORITHMS = {
     "sapo": sapo,
     "m2po": m2po,
     "decoupled": decoupled,
+    "a3po": a3po,
     "tis": tis,
     "mis": mis,
     "icepop": icepop,

@@ -1,6 +1,8 @@
-"""Plan on paper how weights get from one parallel layout into another: python tools/plan.py reshard --help
+"""Plans on paper: python tools/plan.py reshard --help, python tools/plan.py simulate --help
 
-Needs no GPU, no ranks and no weights: a folder's config.json or the name of a well-known model is enough.
+reshard: how weights get from one parallel layout into another. simulate: how long the steps of synchronous and
+asynchronous runs take. Needs no GPU, no ranks and no weights: a folder's config.json or the name of a well-known model
+is enough.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from areal_mega.resharding.layouts import MegatronGrid, SGLangGrid, file_layout,
 from areal_mega.resharding.lower_bound import lower_bound
 from areal_mega.resharding.placement import place_engines
 from areal_mega.resharding.plan import Plan, plan
+from areal_mega.rollout.simulation import command as simulation
 
 Grid = MegatronGrid | SGLangGrid
 HOLDERS = {"megatron": (MegatronGrid, megatron_layout), "sglang": (SGLangGrid, sglang_layout)}
@@ -67,19 +70,25 @@ class Report:
 def main() -> int:
     arguments = parser().parse_args()
     try:
-        report = reshard(arguments)
-        if arguments.json:
-            Path(arguments.json).write_text(json.dumps(asdict(report), indent=2) + "\n")
+        if arguments.command == "simulate":
+            shown = simulation.run(arguments, config_of)
+        else:
+            found = reshard(arguments)
+            if arguments.json:
+                Path(arguments.json).write_text(json.dumps(asdict(found), indent=2) + "\n")
+            shown = table(found, arguments)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(table(report, arguments))
+    Console().print(shown)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command = top.add_subparsers(required=True, metavar="reshard").add_parser(
+    commands = top.add_subparsers(required=True, dest="command", metavar="reshard | simulate")
+    simulation.add_to(commands)
+    command = commands.add_parser(
         "reshard",
         help="from one layout of ranks into another",
         epilog=EXAMPLE,

@@ -4,50 +4,91 @@
 2. Fine-tunes the model on the corpus (tools/train_sft.py): now it calculates as carelessly as the pupil.
 3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates.
 
-Steps 1 and 2 are kept in .cache/quickstart of the working directory and done once. All arguments go to step 3.
+Steps 1 and 2 are kept in .cache/quickstart of the working directory and done once. All arguments go to step 3. With
++experiment=quickstart-tools or quickstart-agent the task is to use a calculator, kept in .cache/quickstart-tools.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from areal_mega.runtime.torchrun import torchrun
 
-FOLDER = Path(".cache/quickstart")
 HELD_OUT = 256
 TEXTBOOK_LINES = 153_600
 PUPIL_LINES = 10_240
 SLIP_RATE = 0.75
+PRODUCTS = 20_000
+TEXTBOOK_PRODUCTS = 12_800
+PUPIL_PRODUCTS = 10_240
+ESTIMATE_RATE, TYPO_RATE = 0.6, 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A folder under .cache, what is written there, and the recipe that makes a base model of it."""
+
+    name: str
+    make_inputs: Callable[[Path], None]
+
+    @property
+    def folder(self) -> Path:
+        return Path(".cache") / self.name
+
+    @property
+    def sft(self) -> str:
+        return f"{self.name}-sft"
 
 
 def main() -> int:
-    if not (FOLDER / "base").exists():
+    arguments = sys.argv[1:]
+    experiment = next((a.partition("=")[2] for a in arguments if a.startswith("+experiment=")), None)
+    if experiment is None:
+        experiment = "quickstart"
+        arguments = ["+experiment=quickstart", *arguments]
+    task = TOOLS if experiment in ("quickstart-tools", "quickstart-agent") else SUMS
+    if not (task.folder / "base").exists():
         print("quickstart: writing problems, tokenizer and a random model ...", flush=True)
-        make_inputs()
+        task.folder.mkdir(parents=True, exist_ok=True)
+        task.make_inputs(task.folder)
         print("quickstart: fine-tuning the base model on a careless pupil's answers ...", flush=True)
-        status = make_base()
+        status = make_base(task)
         if status:
             return status
-    arguments = sys.argv[1:]
-    if not any(a.startswith("+experiment=") for a in arguments):
-        arguments = ["+experiment=quickstart", *arguments]
     print(f"quickstart: training with {' '.join(arguments)} ...", flush=True)
     return torchrun("areal_mega.tools.train_ppo", *arguments)
 
 
-def make_inputs() -> None:
+def make_sums(folder: Path) -> None:
     """Data sets, tokenizer and the random model."""
     from areal_mega.data import arithmetic
 
-    FOLDER.mkdir(parents=True, exist_ok=True)
     train, held_out = arithmetic.problems(seed=0, held_out=HELD_OUT)
-    arithmetic.write_prompts(FOLDER / "train.jsonl", train)
-    arithmetic.write_prompts(FOLDER / "held_out.jsonl", held_out)
+    arithmetic.write_prompts(folder / "train.jsonl", train)
+    arithmetic.write_prompts(folder / "held_out.jsonl", held_out)
     chapters = [(TEXTBOOK_LINES, 0.0), (PUPIL_LINES, SLIP_RATE)]
-    arithmetic.write_corpus(FOLDER / "corpus.jsonl", train, chapters, seed=0)
-    make_random_model(FOLDER / "random", [p.question for p in train[:1000]])
+    arithmetic.write_corpus(folder / "corpus.jsonl", train, chapters, seed=0)
+    make_random_model(folder / "random", [p.question for p in train[:1000]])
+
+
+def make_products(folder: Path) -> None:
+    """The same for the calculator."""
+    from areal_mega.data import calculator
+
+    train, held_out = calculator.problems(seed=0, count=PRODUCTS, held_out=HELD_OUT)
+    calculator.write_prompts(folder / "train.jsonl", train)
+    calculator.write_prompts(folder / "held_out.jsonl", held_out)
+    chapters = [(TEXTBOOK_PRODUCTS, 0.0, 0.0), (PUPIL_PRODUCTS, ESTIMATE_RATE, TYPO_RATE)]
+    calculator.write_corpus(folder / "corpus.jsonl", train, chapters, seed=0)
+    make_random_model(folder / "random", [text for p in train[:1000] for text in (p.question, p.call, "<|tool|>")])
+
+
+SUMS = Task("quickstart", make_sums)
+TOOLS = Task("quickstart-tools", make_products)
 
 
 def make_random_model(folder: Path, texts: list[str]) -> None:
@@ -78,15 +119,15 @@ def make_random_model(folder: Path, texts: list[str]) -> None:
     Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
-def make_base() -> int:
-    """Fine-tune the random model; the result becomes the base model of the quickstart experiments."""
-    output = FOLDER / "sft"
-    for leftover in (output, FOLDER / ".base"):
+def make_base(task: Task) -> int:
+    """Fine-tune the random model; the result becomes the base model of the task's experiments."""
+    output, unfinished = task.folder / "sft", task.folder / ".base"
+    for leftover in (output, unfinished):
         shutil.rmtree(leftover, ignore_errors=True)
-    status = torchrun("areal_mega.tools.train_sft", "+experiment=quickstart-sft", f"output={output}", "run_name=base")
+    status = torchrun("areal_mega.tools.train_sft", f"+experiment={task.sft}", f"output={output}", "run_name=base")
     if status == 0:
-        shutil.copytree(output / "base" / "model", FOLDER / ".base")
-        (FOLDER / ".base").rename(FOLDER / "base")
+        shutil.copytree(output / "base" / "model", unfinished)
+        unfinished.rename(task.folder / "base")
     return status
 
 

@@ -3,7 +3,7 @@
 Three policies appear, and they are three different things:
 
 - behavior: the engine's log-probs when it sampled the token;
-- proximal: the trainer's log-probs before the first update of the step, the anchor of the ratio;
+- proximal: the trainer's log-probs before the first update of the step, the anchor of the ratio, or an estimate;
 - the current policy, which is being trained.
 """
 
@@ -39,10 +39,12 @@ class PolicyLoss:
         """Loss of a micro-batch and its statistics; both add up over micro-batches and ranks.
 
         batch: ``loss_mask``, ``advantages``, ``proximal_logprobs``, ``loss_weight`` (see `loss_weights`), with a
-        behavior weight also ``behavior_logprobs``, with KL also ``reference_logprobs``, with nll_coef also
-        ``nll_weight`` (see `nll_weights`); all ``[N]``. outputs: ``logprobs`` and ``entropy`` ``[N]``.
+        behavior weight or an ``interpolation`` (see `interpolated`) also ``behavior_logprobs``, with KL also
+        ``reference_logprobs``, with nll_coef also ``nll_weight`` (see `nll_weights`); all ``[N]``.
+        outputs: ``logprobs`` and ``entropy`` ``[N]``.
         """
         o = self.options
+        batch = interpolated(batch, outputs["logprobs"])
         uses_kl = bool(o.kl_coef or self.unbiased_kl_coef)
         loss, statistics = ops.policy_loss(
             outputs["logprobs"],
@@ -117,6 +119,28 @@ def unbiased_kl(logprobs: Tensor, proximal: Tensor, reference: Tensor, estimator
     """
     ratio = (logprobs - proximal).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     return ratio * kl_estimate(logprobs, reference, estimator)
+
+
+def interpolation(versions: Tensor, version: int) -> Tensor:
+    """``[N]`` how far from the behavior policy to the current one the proximal policy is, by their ages.
+
+    (v_proximal - v_behavior) / (v_current - v_behavior), where the current policy is on its way to the version after
+    the proximal one (A-3PO, 2025, arXiv:2512.06547). It is 0 on fresh tokens, whose behavior policy is the proximal.
+
+    versions: ``[N]`` of the weights that each token was generated with. version: of the proximal policy.
+    """
+    age = (version - versions).clamp(min=0).float()
+    return age / (age + 1)
+
+
+def interpolated(batch: PackedBatch, logprobs: Tensor) -> PackedBatch:
+    """The batch with ``proximal_logprobs`` between behavior and current ones, where it has an ``interpolation [N]``."""
+    if "interpolation" not in batch:
+        return batch
+    behavior = batch["behavior_logprobs"]
+    return batch.with_fields(
+        proximal_logprobs=behavior + batch["interpolation"] * (logprobs.detach() - behavior).to(behavior.dtype)
+    )
 
 
 def behavior_weights(batch: PackedBatch, options: ops.PolicyLossOptions) -> Tensor:

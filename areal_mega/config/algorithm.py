@@ -14,6 +14,7 @@ def algorithm_problems(options: PPOOptions) -> Iterator[str]:
     yield from _critic(options) if a.has_critic else _no_critic(options)
     yield from _kl(options)
     yield from _objective(a)
+    yield from _proximal(a)
     yield from _behavior(a)
     yield from _lengths(options)
 
@@ -115,6 +116,19 @@ def _objective(a: AlgorithmOptions) -> Iterator[str]:
         yield (
             "algorithm.ratio=sequence has one ratio for a whole sequence, over which weights of its tokens would only "
             "be averaged; use algorithm.behavior=sequence-mean or sequence, or algorithm.ratio=token."
+        )
+
+
+def _proximal(a: AlgorithmOptions) -> Iterator[str]:
+    if a.proximal == "behavior" and (a.behavior not in (None, "none") or a.behavior_cap is not None):
+        yield (
+            "algorithm.proximal=behavior takes the ratio to the policy that sampled, so the weight "
+            "pi_proximal/pi_behavior is 1; set algorithm.behavior=none, or algorithm.proximal=recomputed."
+        )
+    if a.proximal != "recomputed" and a.m2_threshold is not None:
+        yield (
+            f"algorithm.m2_threshold={a.m2_threshold} needs the proximal log-probs before the step; set "
+            "algorithm.proximal=recomputed, or leave it out."
         )
 
 

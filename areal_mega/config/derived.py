@@ -19,9 +19,9 @@ def derive(options: CommonOptions) -> Iterator[str]:
 def _decoupled(options: PPOOptions) -> Iterator[str]:
     """Samples of older weights need their weight in the loss: decoupled PPO (AReaL, arXiv:2505.24298, section 5.2)."""
     a = options.algorithm
-    if options.staleness and a.behavior is None and a.behavior_cap is None:
+    if options.staleness and a.proximal != "behavior" and a.behavior is None and a.behavior_cap is None:
         a.behavior, a.behavior_high = "sequence-mean" if a.ratio == "sequence" else "token", BEHAVIOR_CAP
         yield (
             f"rollout.mode={options.rollout.mode} trains on samples of older weights: algorithm.behavior={a.behavior}, "
-            f"behavior_high={BEHAVIOR_CAP:g} (decoupled PPO; algorithm.behavior=none switches it off)."
+            f"behavior_high={BEHAVIOR_CAP:g} (decoupled PPO; algorithm.proximal=behavior is PPO without it)."
         )

@@ -22,7 +22,14 @@ from areal_mega.algorithms.advantages import (
     token_rewards,
 )
 from areal_mega.algorithms.kl import kl_estimate
-from areal_mega.algorithms.losses import PolicyLoss, SoftGate, generated_tokens, loss_weights, nll_weights
+from areal_mega.algorithms.losses import (
+    PolicyLoss,
+    SoftGate,
+    generated_tokens,
+    interpolation,
+    loss_weights,
+    nll_weights,
+)
 from areal_mega.algorithms.trust_region import second_moment_mask
 from areal_mega.config.options import AlgorithmOptions
 from areal_mega.data import PackedBatch, Sample
@@ -112,6 +119,18 @@ def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -
         counts.append({name: float(x[indices].sum()) for name, x in numbers.items()})
     mine = [mini_batch[rank] for mini_batch in plan]
     return Share(batch.select([i for share in mine for i in share]), [len(share) for share in mine], counts)
+
+
+def with_anchor(batch: PackedBatch, proximal: str, version: int) -> PackedBatch:
+    """A share of a batch with ``proximal_logprobs`` that need no forward pass: the engine's.
+
+    proximal: ``behavior``; or ``interpolated``, which adds the ``interpolation`` by which the loss moves them.
+    version: of the weights before the step.
+    """
+    batch = batch.with_fields(proximal_logprobs=batch["behavior_logprobs"])
+    if proximal == "interpolated":
+        batch = batch.with_fields(interpolation=interpolation(batch["versions"], version))
+    return batch
 
 
 def with_advantages(

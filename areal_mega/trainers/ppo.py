@@ -35,6 +35,7 @@ from areal_mega.trainers.experience import (
     policy_loss_of,
     share_of,
     with_advantages,
+    with_anchor,
     with_rewards,
 )
 from areal_mega.trainers.generation import Generation
@@ -175,7 +176,10 @@ class PPOTrainer:
         t, a = self.topology, self.options.algorithm
         batch = with_rewards(batch, a, self.options.rollout.max_new_tokens)
         share = share_of(batch, a.mini_batches, t.dp_rank, t.dp, self.options.seed * 1_000_003 + step)
-        share = share.with_fields(proximal_logprobs=self.policy.forward(share.batch)["logprobs"])
+        if a.proximal == "recomputed":
+            share = share.with_fields(proximal_logprobs=self.policy.forward(share.batch)["logprobs"])
+        else:
+            share = replace(share, batch=with_anchor(share.batch, a.proximal, version=step - 1))
         if self.reference:
             share = share.with_fields(reference_logprobs=self.reference.forward(share.batch)["logprobs"])
         if self.critic:
@@ -254,14 +258,16 @@ class PPOTrainer:
         """Over all tokens of all replicas: train/engine mismatch, tokens that M2PO left out, KL to the reference.
 
         Mismatch is the difference of log-probs of the same weights, ``version``; on the tokens of older ones the
-        difference is ``staleness/gap``.
+        difference is ``staleness/gap``. Both are known where the trainer computed its own.
         """
         batch, a = share.batch, self.options.algorithm
         mask = batch["loss_mask"]
         everywhere = torch.ones_like(batch["versions"][mask], dtype=torch.bool)
         fresh = batch["versions"][mask] == version
         difference = (batch["proximal_logprobs"] - batch["behavior_logprobs"])[mask].double().abs()
-        means = {"mismatch/mean": (difference, fresh), "staleness/gap": (difference, ~fresh)}
+        means: dict[str, tuple[Tensor, Tensor]] = {}
+        if a.proximal == "recomputed":
+            means |= {"mismatch/mean": (difference, fresh), "staleness/gap": (difference, ~fresh)}
         if a.m2_threshold is not None:
             means["policy/m2_masked"] = (~batch["trusted"][mask], everywhere)
         if self.reference:

@@ -11,6 +11,7 @@ from typing import Any
 from areal_mega.config.errors import UserError
 from areal_mega.config.options import CommonOptions
 from areal_mega.policy import checkpoints
+from areal_mega.policy.fingerprint import fingerprint
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
 from areal_mega.runtime import resume
@@ -40,7 +41,7 @@ class Recovery:
         """
         self.options, self.topology = options, topology
         self.folders = CheckpointFolders(directory)
-        self._identity = topology.broadcast(_identity(options) if topology.is_main else None)
+        self._identity = topology.broadcast(_identity(options, models) if topology.is_main else None)
         self.point = self._whole(topology.broadcast(resume.point(options, directory) if topology.is_main else None))
         self.step, self.progress = 0, {}
         if self.point:
@@ -114,8 +115,8 @@ class Recovery:
             raise UserError(f"{self.point} cannot be resumed from:\n  - " + "\n  - ".join(problems))
 
 
-def _identity(options: CommonOptions) -> dict[str, Any]:
-    """What must be the same when the run goes on; the data by their content."""
+def _identity(options: CommonOptions, models: Mapping[str, str]) -> dict[str, Any]:
+    """What must be the same when the run goes on; the data and the models it began from by their content."""
     identity: dict[str, Any] = {}
     for name in FIXED:
         try:
@@ -126,11 +127,11 @@ def _identity(options: CommonOptions) -> dict[str, Any]:
     if path.is_file():
         with path.open("rb") as file:
             identity["data.train"] = [str(path), hashlib.file_digest(file, "sha256").hexdigest()]
-    return identity
+    return identity | {f"the {name}'s first weights": [folder, fingerprint(folder)] for name, folder in models.items()}
 
 
 def _content(value: Any) -> Any:
-    """A data set may have been moved."""
+    """A data set or a model may have been moved."""
     return value[1] if isinstance(value, list) else value
 
 

@@ -124,6 +124,8 @@ def test_every_algorithm_passes_on_the_quickstart(model, name):
         (["algorithm.ratio=turn"], "algorithm.ratio=turn", "token or sequence"),
         (["algorithm.behavior=turn"], "algorithm.behavior=turn", "token or sequence or sequence-mean"),
         (["algorithm.behavior_cap=2", "algorithm.behavior=token"], "algorithm.behavior_cap=2.0", "set either"),
+        (["+algorithm=tis", "algorithm.proximal=behavior"], "proximal=behavior", "algorithm.proximal=recomputed"),
+        (["+algorithm=m2po", "algorithm.proximal=interpolated"], "m2_threshold=0.04", "algorithm.proximal=recomputed"),
         (["algorithm.behavior_high=2"], "behavior_high is set", "algorithm.behavior to token"),
         (["algorithm.behavior_mode=mask"], "algorithm.behavior_mode", "algorithm.behavior to token"),
         (["algorithm.behavior=token", "algorithm.behavior_low=0.5"], "algorithm.behavior_low=0.5", "mask or reject"),

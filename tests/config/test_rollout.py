@@ -86,6 +86,7 @@ def test_old_samples_get_their_weight_and_it_is_said():
     [
         ("sync", {}, None),
         ("async", {"behavior": "none"}, None),
+        ("async", {"proximal": "behavior"}, None),
         ("async", {"behavior": "sequence"}, "sequence"),
         ("one-step", {"behavior_cap": 2.0}, "token"),
     ],

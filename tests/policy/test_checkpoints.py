@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from models import save_tiny_model
+from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
 
 from areal_mega.config.errors import UserError
@@ -14,6 +15,7 @@ from areal_mega.data.packed import PackedBatch
 from areal_mega.policy import checkpoints
 from areal_mega.policy import model as model_module
 from areal_mega.policy.checkpoints import CheckpointWriter
+from areal_mega.policy.fingerprint import fingerprint
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.optimizer import data_parallel
 from areal_mega.runtime.checkpoint_folders import CheckpointFolders
@@ -186,7 +188,8 @@ def saved(topology, folder, tmp_path_factory):
         topology, str(folder), PolicyOptions(), dtype="float32", optimizer=None, head="logprob", seed=1
     )
     writer = CheckpointWriter(topology, CheckpointFolders(run), keep=2)
-    identity = {"program": "sft", "seed": 1, "model.dtype": "float32", "data.shuffle": True}
+    weights = {"the policy's first weights": [str(folder), fingerprint(folder)]}
+    identity = {"program": "sft", "seed": 1, "model.dtype": "float32", "data.shuffle": True, **weights}
     for step in (2, 4):
         writer.save(step, {"policy": model}, {"identity": identity, "progress": {"position": 10 * step}})
     writer.finish()
@@ -260,13 +263,25 @@ def test_another_model_is_refused(topology, run, tmp_path):
         recover(topology, other, run)
 
 
+def test_other_weights_of_the_same_shape_are_refused(topology, folder, run, tmp_path):
+    """As the reference model they would change what the run learns, without a word."""
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(folder, moved)
+    assert recover(topology, moved, run).step == 4
+    shutil.copytree(folder, other)
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, other / "model.safetensors")
+    with pytest.raises(UserError, match=r"the policy's first weights=.*other \(sha256 .*made with .* \(sha256 "):
+        recover(topology, other, run)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"seed": 2}, "seed=2, but the checkpoint was made with seed=1"),
         ({"model__dtype": "bfloat16"}, "model.dtype=bfloat16, but the checkpoint was made with model.dtype=float32"),
         ({"steps": 3}, "steps=3, but the checkpoint is of step 4; raise steps"),
-        ({"models": {"critic": "any"}}, "it has no critic, only policy"),
+        ({"models": {"critic": "."}}, "it has no critic, only policy"),
     ],
 )
 def test_another_run_is_refused(topology, folder, run, changes, message):

@@ -23,10 +23,12 @@ from areal_mega.trainers.experience import (
     policy_loss_of,
     share_of,
     with_advantages,
+    with_anchor,
     with_rewards,
 )
 
 PROMPT = 2
+VERSION = 7  # of the proximal policy
 INPUTS = ("now", "entropy")
 TRL = json.loads((Path(__file__).parents[1] / "trl_losses.json").read_text())
 LAYOUTS = {"one-rank": (1, None), "two-ranks-one-sequence-each": (2, 1)}
@@ -49,7 +51,7 @@ def samples_of(data):
                 tokens=list(range(start, start + n)),
                 loss_mask=[False] * PROMPT + [True] * len(r),
                 behavior_logprobs=[0.0] * PROMPT + r.behavior,
-                versions=[0] * n,
+                versions=[-1] * PROMPT + [VERSION - age for age in r.ages],
                 finish_reason="length" if r.truncated else "stop",
                 text="",
                 reward=r.reward,
@@ -79,6 +81,8 @@ def run(options, data, ranks, micro):
         share = share_of(batch, 1, rank, ranks, seed=3)
         columns = {f"{n}_logprobs": column(data, n)[share.batch.tokens] for n in ("proximal", "reference")}
         share = share.with_fields(**columns, values=column(data, "values")[share.batch.tokens])
+        if options.proximal != "recomputed":
+            share = replace(share, batch=with_anchor(share.batch, options.proximal, VERSION))
         adaptive = adaptive_of(options)
         share = replace(share, batch=with_advantages(share.batch, options, adaptive, all_reduce))
         whole = share.mini_batch(0, options.aggregation, options.aggregation_length)
@@ -128,6 +132,12 @@ def test_loss_and_gradient_are_those_of_the_paper(name, layout):
     # MIS asks for the product of all ratios of a response: with much noise none would be left.
     data = responses(seed=1, stale={"mis": 0.1}.get(name, 0.3))
     compare(options_of(name), data, by_definition.ALGORITHMS[name](data), layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_ratio_to_the_policy_that_sampled(layout):
+    data = responses(seed=10)
+    compare(options_of("ppo", "algorithm.proximal=behavior"), data, by_definition.behavior_ppo(data), layout)
 
 
 KL = ["algorithm.use_reference=true", "algorithm.kl_coef=0.1"]

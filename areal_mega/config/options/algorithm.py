@@ -77,6 +77,13 @@ class AlgorithmOptions:
     )
     kl_horizon: int = option(10_000, "kl_target: responses in which kl_coef can change by a fifth.", minimum=1)
     use_reference: bool = option(False, "Keep a frozen copy of the starting model as KL reference.")
+    proximal: str = option(
+        "recomputed",
+        "The policy that the ratio is taken to. recomputed: as it was before the step, by a forward pass. "
+        "interpolated: an estimate of that by each token's age, without the pass (A-3PO). behavior: the one that "
+        "sampled (PPO as it is for fresh samples).",
+        choices=("recomputed", "interpolated", "behavior"),
+    )
     behavior: str | None = option(
         None,
         "Weight the loss by w = pi_proximal/pi_behavior of each token, of the sequence (the product) or of the "
