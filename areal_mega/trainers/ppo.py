@@ -16,7 +16,6 @@ from torch import Tensor
 from areal_mega.algorithms.kl import kl_estimate
 from areal_mega.algorithms.losses import ValueLoss, generated_tokens
 from areal_mega.config.options import OptimizerOptions, PPOOptions
-from areal_mega.data import PackedBatch
 from areal_mega.policy.gpt import Head
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
@@ -28,15 +27,13 @@ from areal_mega.telemetry.progress import ProgressDisplay
 from areal_mega.telemetry.timers import PhaseTimers
 from areal_mega.trainers import report
 from areal_mega.trainers.best import BestModel
+from areal_mega.trainers.exchange import exchange
 from areal_mega.trainers.experience import (
     Share,
     adaptive_of,
-    pack_samples,
     policy_loss_of,
-    share_of,
     with_advantages,
     with_anchor,
-    with_rewards,
 )
 from areal_mega.trainers.generation import Generation
 from areal_mega.trainers.publishing import deployment_of, weight_sync
@@ -162,20 +159,20 @@ class PPOTrainer:
         """Generate, score, train, publish: afterwards the engine has the new weights."""
         with self.timers.phase("rollout"):
             drawn = self.generate(Generation.next_batch)
-            batch = self.topology.broadcast(pack_samples(drawn.samples) if drawn else None)
+        with self.timers.phase("exchange"):
+            samples = drawn.samples if drawn else None
+            share, balance = exchange(samples, self.options, self.topology, self.policy.hf, step)
         with self.timers.phase("score"):
-            share, metrics = self.score(batch, step)
+            share, metrics = self.score(share, step)
         with self.timers.phase("train"):
             metrics |= self.update(share, step)
         with self.timers.phase("sync"):
             self.publish(step)
-        self.report(step, drawn, metrics)
+        self.report(step, drawn, metrics | balance)
 
-    def score(self, batch: PackedBatch, step: int) -> tuple[Share, dict[str, float]]:
-        """This replica's share of the batch with log-probs, values and advantages; and their metrics."""
+    def score(self, share: Share, step: int) -> tuple[Share, dict[str, float]]:
+        """This replica's share with log-probs, values and advantages; and their metrics."""
         t, a = self.topology, self.options.algorithm
-        batch = with_rewards(batch, a, self.options.rollout.max_new_tokens)
-        share = share_of(batch, a.mini_batches, t.dp_rank, t.dp, self.options.seed * 1_000_003 + step)
         if a.proximal == "recomputed":
             share = share.with_fields(proximal_logprobs=self.policy.forward(share.batch)["logprobs"])
         else:
