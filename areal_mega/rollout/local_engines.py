@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from areal_mega.config.errors import UserError
-from areal_mega.rollout.pool import EngineAddress
+from areal_mega.rollout.pool import EngineAddress, EnginePool
 from areal_mega.rollout.server import EngineError, SGLangServer
 
 LOGGER = logging.getLogger(__name__)
@@ -55,6 +55,11 @@ class LocalEngines:
     def addresses(self) -> list[EngineAddress]:
         """Where each serves, or served last."""
         return [state.address for state in self._states]
+
+    def pool(self, wait_seconds: float) -> EnginePool:
+        """All of them, for the event loop that runs; see `EnginePool`."""
+        away = [state.address for number, state in enumerate(self._states) if not self._serves(number)]
+        return EnginePool(self.addresses, self.revive, wait_seconds, away)
 
     def wait_ready(self) -> None:
         """Return when all answer that are not being started again.

@@ -13,7 +13,6 @@ from models import tiny_model
 from areal_mega.bench.full_gather import FullWeightTransport
 from areal_mega.rollout.client import GenerationClient
 from areal_mega.rollout.local_engines import LocalEngines, address_of
-from areal_mega.rollout.pool import EnginePool
 from areal_mega.rollout.sampling import Sampling
 from areal_mega.rollout.server import SGLangServer
 
@@ -51,7 +50,7 @@ def test_a_dying_engine_loses_no_request(server, transport, model_folder, start_
         await asyncio.to_thread(engines.give_weights, send, back)
 
     async def scenario():
-        pool = EnginePool(engines.addresses, engines.revive, wait_seconds=300)
+        pool = engines.pool(wait_seconds=300)
         sampling = Sampling(max_new_tokens=60)
         prompts = make_prompts([4, 9, 15, 7], seed=8)
         finished = []
