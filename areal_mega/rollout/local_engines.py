@@ -125,9 +125,10 @@ class LocalEngines:
 
     def abort_all(self) -> None:
         """End everything that is under way."""
-        for server in self.servers:
-            with suppress(EngineError):
-                server.order("/abort_request", {"abort_all": True}, timeout=ABORT_SECONDS)
+        for number, server in enumerate(self.servers):
+            if self._serves(number):
+                with suppress(EngineError):
+                    server.order("/abort_request", {"abort_all": True}, timeout=ABORT_SECONDS)
 
     def close(self) -> None:
         with self._lock:

@@ -1,8 +1,8 @@
 """tools/train_ppo.py, whose main rank kills engines while they generate and writes down what comes of it.
 
 KILLS in the environment: [[batch, [engines]], ...], which are killed shortly after they were asked for that batch, the
-first being 0; or a number: so many seconds after the last one, any one of those that serve is killed. ``seen.json`` in
-the run directory: the samples of each batch, and what was killed when.
+first being 0; or a number: every so many seconds one of those that serve is killed, if any does. ``seen.json`` in the
+run directory: the samples of each batch, and what was killed when.
 """
 
 import json
@@ -71,9 +71,8 @@ def run(options, topology, directory):
     def now_and_then(generation):
         while True:
             time.sleep(kills)
-            while not (serving := those_that_serve(generation)):
-                time.sleep(0.1)
-            witness.kill(generation.engines, random.choice(serving))
+            if serving := those_that_serve(generation):
+                witness.kill(generation.engines, random.choice(serving))
 
     ppo.Generation = Watched
     ppo.run(options, topology, directory)
