@@ -15,7 +15,7 @@ from typing import Any
 
 from areal_mega.config.algorithm import algorithm_problems
 from areal_mega.config.command_line import walk
-from areal_mega.config.divisibility import layout_problems, rank_problems
+from areal_mega.config.divisibility import experts_of, layout_problems, rank_problems
 from areal_mega.config.engine import engine_problems
 from areal_mega.config.errors import UserError
 from areal_mega.config.megatron import megatron_problems
@@ -146,6 +146,8 @@ def _divisible_by_layout(name: str, path: str, options: CommonOptions) -> Iterat
     model = _config_of(path)
     for problem in layout_problems(model, options.policy.parallel) if model else ():
         yield f"{name}={path}: {problem}."
+    if name == "model.path" and model and options.policy.moe.replay and not experts_of(model):
+        yield f"policy.moe.replay=true: the model of {name}={path} has no experts to replay; leave it out."
 
 
 def _data_parallel(options: CommonOptions, ranks: int) -> int:

@@ -9,11 +9,16 @@ from areal_mega.config.options import CommonOptions, PPOOptions
 # AReaL's cap of the weight pi_proximal/pi_behavior (arXiv:2505.24298, appendix).
 BEHAVIOR_CAP = 5.0
 
+# Field of SGLang's ServerArgs: answers come with the experts that were chosen for each token.
+TELLS_EXPERTS = "enable_return_routed_experts"
+
 
 def derive(options: CommonOptions) -> Iterator[str]:
     """Set what was left open; yields a sentence about each, to be said aloud."""
     if isinstance(options, PPOOptions):
         yield from _decoupled(options)
+        if options.policy.moe.replay:
+            options.rollout.sglang.setdefault(TELLS_EXPERTS, True)
 
 
 def _decoupled(options: PPOOptions) -> Iterator[str]:

@@ -78,13 +78,38 @@ def _tensor(model: Model, p: ParallelOptions) -> Iterator[str]:
         yield f"n_shared_experts * moe_intermediate_size = {shared} is not a multiple of {p.tensor}"
 
 
+def stage_layers(total: int, stages: int, first: int | None, last: int | None) -> list[int]:
+    """Layers of each pipeline stage: of the first and the last as given, of the others as many as they have alike.
+
+    They make up ``total`` where it can be divided so.
+    """
+    given = {stage: layers for stage, layers in ((0, first), (stages - 1, last)) if layers is not None}
+    between = stages - len(given)
+    each = (total - sum(given.values())) // between if between else 0
+    return [given.get(stage, each) for stage in range(stages)]
+
+
+def _stages(model: Model, p: ParallelOptions) -> list[int]:
+    return stage_layers(model.get("num_hidden_layers") or 0, p.pipeline, p.first_layers, p.last_layers)
+
+
 def _pipeline(model: Model, p: ParallelOptions) -> Iterator[str]:
-    yield from _indivisible(model, ("num_hidden_layers",), p.pipeline)
+    if p.pipeline == 1 or (p.first_layers is None and p.last_layers is None):
+        yield from _indivisible(model, ("num_hidden_layers",), p.pipeline)
+        return
+    stages, total = _stages(model, p), model.get("num_hidden_layers")
+    if sum(stages) != total or min(stages) < 1:
+        made = " + ".join(map(str, stages))
+        yield (
+            f"with first_layers={p.first_layers} and last_layers={p.last_layers} its stages have {made} layers, not "
+            f"the num_hidden_layers={total} of the model"
+        )
 
 
 def _virtual_pipeline(model: Model, p: ParallelOptions) -> Iterator[str]:
-    if not (model.get("num_hidden_layers") or 0) % p.pipeline:
-        yield from _indivisible(model, ("num_hidden_layers",), p.pipeline * p.virtual_pipeline)
+    for layers in sorted(set(_stages(model, p))):
+        if layers % p.virtual_pipeline:
+            yield f"a stage of {layers} layers cannot be cut into {p.virtual_pipeline} chunks"
 
 
 def _expert(model: Model, p: ParallelOptions) -> Iterator[str]:
@@ -135,6 +160,8 @@ def _combinations(model: Model, p: ParallelOptions) -> Iterator[str]:
             f"{_OPTION}virtual_pipeline={p.virtual_pipeline} interleaves the chunks of pipeline stages, but "
             f"{_OPTION}pipeline=1; set it above 1, or virtual_pipeline=1"
         )
+    if p.pipeline == 1 and (p.first_layers is not None or p.last_layers is not None):
+        yield f"{_OPTION}first_layers and last_layers are of pipeline stages, but {_OPTION}pipeline=1; set them to null"
     if p.sequence and p.tensor == 1:
         yield f"{_OPTION}sequence=true cuts over tensor-parallel ranks, but {_OPTION}tensor=1; set sequence=false"
     if p.tensor > 1 and not p.sequence and (experts_of(model) or _is_latent(model)):

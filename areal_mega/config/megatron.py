@@ -39,6 +39,8 @@ OWN_FIELDS: dict[str, str] = {
     "sequence_parallel": f"use {_PARALLEL}sequence",
     "pipeline_model_parallel_size": f"use {_PARALLEL}pipeline",
     "virtual_pipeline_model_parallel_size": f"use {_PARALLEL}virtual_pipeline",
+    "num_layers_in_first_pipeline_stage": f"use {_PARALLEL}first_layers",
+    "num_layers_in_last_pipeline_stage": f"use {_PARALLEL}last_layers",
     "context_parallel_size": f"use {_PARALLEL}context",
     "expert_model_parallel_size": f"use {_PARALLEL}expert",
     "expert_tensor_parallel_size": f"use {_PARALLEL}expert_tensor",

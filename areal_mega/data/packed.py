@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+ROUTED = "routed_experts"  # the field with the engine's choice of experts, [N, layers * k]
+
 
 @dataclass(frozen=True)
 class PackedBatch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -52,6 +54,7 @@ class Sample:
     turns: what was generated, turn by turn; their rewards come on top of ``reward``, which is for the whole.
     outcome: how well it went, from 0 to 1, where the workflow knows; None leaves that to the verifier.
     facts: numbers the workflow reports, by name; their means are metrics.
+    routes: ``[n, layers * k]`` int16, the experts that the engine chose for the first n tokens, where it tells them.
     """
 
     prompt: Prompt
@@ -69,6 +72,7 @@ class Sample:
     turns: list[Turn] = field(default_factory=list)
     outcome: float | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    routes: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def turn_rewards(self) -> list[float]:

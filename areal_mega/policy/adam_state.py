@@ -24,27 +24,27 @@ def sharded_state(optimizer: MegatronOptimizer, weights: dict[str, Any], loading
 
     weights: the model's own sharded state. loading: what is to be filled, not what is to be written.
     """
-    state = {}
+    parts, steps = {}, set()
     for index, part in enumerate(_parts(optimizer)):
         _create_moments(part.optimizer)
         with _unshifted(part):
             sharded = part.sharded_state_dict(weights, is_loading=loading, metadata=FORMAT)
-        steps = {group["step"] for group in sharded["optimizer"]["param_groups"] if "step" in group}
-        state[str(index)] = {"step": max(steps, default=0), "parameters": sharded["param_state"]}
-    return state
+        steps |= {group["step"] for group in sharded["optimizer"]["param_groups"] if "step" in group}
+        parts[str(index)] = sharded["param_state"]
+    # Layouts have different numbers of parts: what a part has must be found by its parameters, not by its number.
+    return {"step": max(steps, default=0), "parameters": parts}
 
 
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """Take over a state that was loaded into `sharded_state`; learning rates and decay stay as they are."""
     for index, part in enumerate(_parts(optimizer)):
-        loaded = state[str(index)]
         own = part.state_dict()
         for group in own["optimizer"]["param_groups"]:
-            group["step"] = loaded["step"]
+            group["step"] = state["step"]
         part.load_state_dict(own)
         # Megatron now gave all parameters one counter, and would look for it among the loaded tensors.
         counters = {p: s.pop("step") for p, s in part.optimizer.state.items() if "step" in s}
-        part.load_parameter_state_from_fully_reshardable(loaded["parameters"])
+        part.load_parameter_state_from_fully_reshardable(state["parameters"][str(index)])
         for parameter, counter in counters.items():
             part.optimizer.state[parameter]["step"] = counter.clone()
 

@@ -53,6 +53,8 @@ def place(topology: Topology) -> MegatronPlace:
         ep_rank=t.ep_rank,
         etp=t.etp,
         etp_rank=t.etp_rank,
+        first_layers=t.parallel.first_layers,
+        last_layers=t.parallel.last_layers,
         grouped_experts=extensions.transformer_engine(),
     )
 

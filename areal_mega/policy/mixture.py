@@ -141,7 +141,9 @@ class Routing:
         self.device = next(chunks[0].parameters()).device
 
     def replay(self, choices: Tensor | None) -> None:
-        """Use these experts: ``[N, layers, k]``, of all layers of the model, dense ones included; None: choose."""
+        """Use these experts: ``[N, layers * k]``, of all layers of the model, dense ones included; None: choose."""
+        if choices is not None:
+            choices = choices.reshape(len(choices), self.config.num_layers, self.config.moe_router_topk)
         for router in self.routers:
             router.router_replay.choices = (
                 None if choices is None else choices[:, router.layer_number - 1].to(router.weight.device)

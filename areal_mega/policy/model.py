@@ -16,7 +16,7 @@ from torch import Tensor
 
 from areal_mega.config.dtypes import DTYPES
 from areal_mega.config.options import OptimizerOptions, PolicyOptions
-from areal_mega.data.packed import PackedBatch
+from areal_mega.data.packed import ROUTED, PackedBatch
 from areal_mega.policy import hf_weights
 from areal_mega.policy.checkpoint_files import SHARD_BYTES, write_folder
 from areal_mega.policy.gpt import OUTPUTS, Head, PackedGPT
@@ -30,7 +30,6 @@ from areal_mega.runtime.distributed import Topology
 
 Outputs = dict[str, Tensor]
 LossFunction = Callable[[PackedBatch, Outputs], tuple[Tensor, dict[str, Tensor]]]
-ROUTED = "routed_experts"  # the batch's field with the engine's choice of experts
 
 
 class MegatronModel:
@@ -192,7 +191,9 @@ class MegatronModel:
         """All micro-batches through Megatron's schedule; on the last stage, what ``finish`` kept of each."""
         split = self.inputs.split(batch)
         if self.routing:
-            self.routing.replay(batch[ROUTED] if self.options.moe.replay and ROUTED in batch else None)
+            # The engine's choices are the policy's: a reference model or a critic would choose others.
+            replays = self.options.moe.replay and self.trains and self.head == "logprob"
+            self.routing.replay(batch[ROUTED] if replays and ROUTED in batch else None)
         # Generators, so that a micro-batch lives on the device only while it is worked on; one for each chunk.
         inputs = [self.inputs.of(split, self.dtype) for _ in chunks]
         return get_forward_backward_func()(

@@ -102,6 +102,8 @@ def _pipeline_parallel(parallel: ParallelOptions, dtype: torch.dtype) -> Fields:
     return {
         "pipeline_model_parallel_size": stages,
         "virtual_pipeline_model_parallel_size": chunks if chunks > 1 else None,
+        "num_layers_in_first_pipeline_stage": parallel.first_layers,
+        "num_layers_in_last_pipeline_stage": parallel.last_layers,
         "pipeline_dtype": dtype,
         "variable_seq_lengths": stages > 1,
         # The interleaved schedule with batched messages gives wrong results (megatron-core 0.16.1), and hangs with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import uuid
 from collections.abc import Callable, Hashable, Sequence
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from areal_mega.rollout.pool import EngineAddress, EngineLostError, EnginePool
 from areal_mega.rollout.sampling import Sampling
@@ -38,12 +40,15 @@ class Generation:
     tokens, logprobs, versions: one entry per generated token, the end-of-sequence token included; the
     log-prob is that of the distribution sampled from, the version -1 where the engine named none.
     finish_reason: ``stop`` or ``length``; ``abort`` for a part that is to be gone on with.
+    routes: ``[n - 1, layers * k]`` int16, the experts chosen for each token of prompt and continuation but the last,
+    where the engine tells them (router replay).
     """
 
     tokens: list[int]
     logprobs: list[float]
     versions: list[int]
     finish_reason: str
+    routes: np.ndarray | None = None
 
     def joined(self, more: Generation) -> Generation:
         """This part and the one that was generated behind it."""
@@ -52,6 +57,7 @@ class Generation:
             self.logprobs + more.logprobs,
             self.versions + more.versions,
             more.finish_reason,
+            more.routes if more.tokens else self.routes,  # the later one is of the whole
         )
 
 
@@ -75,7 +81,8 @@ class GenerationClient:
     """Sends requests to a pool of engines; use it as an async context manager in the pool's event loop.
 
     request_timeout: seconds one request may take. decode: token ids as text, to know stop strings by. cuttable: `cut`
-    will be called; SGLang's own ``n`` is not used then, since what comes of it has no names to abort it by.
+    will be called; SGLang's own ``n`` is not used then, since what comes of it has no names to abort it by. routes: ask
+    for the experts that were chosen for each token.
     """
 
     def __init__(
@@ -85,10 +92,12 @@ class GenerationClient:
         decode: Callable[[list[int]], str],
         *,
         cuttable: bool = False,
+        routes: bool = False,
         concurrency: int = CONCURRENT_REQUESTS,
     ) -> None:
         self.pool, self.counts = pool, RequestCounts()
         self._timeout, self._decode, self._cuttable = request_timeout, decode, cuttable
+        self._asked = {"return_logprob": True, **({"return_routed_experts": True} if routes else {})}
         self._slots = asyncio.Semaphore(concurrency)
         self._open: dict[Hashable, dict[str, EngineAddress]] = {}
         self._generated: dict[Hashable, int] = {}
@@ -193,10 +202,10 @@ class GenerationClient:
         # A refusal would be the same again, and after a time-out the engine may still be busy with the request.
         try:
             if len(each) == 1 or not self._cuttable:
-                answer = await self._generate(address, _together(tokens, each), key)
+                answer = await self._generate(address, self._asked | _together(tokens, each), key)
             else:
                 await self._generate(address, _prefix(tokens), key)  # the others find it in the cache
-                answer = await self._generate(address, _one_by_one(tokens, each), key)
+                answer = await self._generate(address, self._asked | _one_by_one(tokens, each), key)
         except TimeoutError as error:
             raise EngineError(
                 f"SGLang did not finish a request within rollout.request_timeout={self._timeout:g} seconds; "
@@ -246,13 +255,12 @@ def _together(tokens: list[int], each: list[Sampling]) -> dict[str, Any]:
     if any(sampling != each[0] for sampling in each):
         return _one_by_one(tokens, each)
     parameters = each[0].body() | ({"n": len(each)} if len(each) > 1 else {})
-    return {"rid": uuid.uuid4().hex, "return_logprob": True, "input_ids": tokens, "sampling_params": parameters}
+    return {"rid": uuid.uuid4().hex, "input_ids": tokens, "sampling_params": parameters}
 
 
 def _one_by_one(tokens: list[int], each: list[Sampling]) -> dict[str, Any]:
     return {
         "rid": [uuid.uuid4().hex for _ in each],
-        "return_logprob": True,
         "input_ids": [tokens] * len(each),
         "sampling_params": [sampling.body() for sampling in each],
     }
@@ -285,4 +293,12 @@ def parse_generation(answer: dict[str, Any]) -> Generation:
         logprobs=[logprob for logprob, _, _ in entries],
         versions=versions,
         finish_reason=reason["type"],
+        routes=_routes(meta.get("routed_experts"), meta),
     )
+
+
+def _routes(encoded: str | None, meta: dict[str, Any]) -> np.ndarray | None:
+    if encoded is None:
+        return None
+    numbers = np.frombuffer(base64.b64decode(encoded), dtype=np.int32)
+    return numbers.reshape(meta["prompt_tokens"] + meta["completion_tokens"] - 1, -1).astype(np.int16)

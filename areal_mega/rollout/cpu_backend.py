@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.moe import fused_moe_native
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.managers.scheduler import run_scheduler_process
+from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS
 from torch import Tensor
 
 from areal_mega.config.engine import CPU_ATTENTION
@@ -23,10 +24,19 @@ from areal_mega.rollout.cpu_attention import attend
 
 
 def run_scheduler(*args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process, with `BatchedAttention` among its attention backends, and `with_local_experts`."""
+    """SGLang's scheduler process, with `BatchedAttention` among its attention backends, and `with_local_experts`.
+
+    What SGLang 0.5.23 keeps in host memory beside a GPU, such as the experts it chose, it registers with CUDA, which is
+    not there: here it is plain memory.
+    """
     register_attention_backend(CPU_ATTENTION)(BatchedAttention)
+    ALLOC_MEMORY_FUNCS["cpu"] = _plain_memory
     fused_moe_native.moe_forward_native = with_local_experts(fused_moe_native.moe_forward_native)
     run_scheduler_process(*args, **kwargs)
+
+
+def _plain_memory(dims: tuple[int, ...], dtype: torch.dtype, **_: Any) -> Tensor:
+    return torch.empty(dims, dtype=dtype)
 
 
 def with_local_experts(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from areal_mega.config.derived import TELLS_EXPERTS
 from areal_mega.config.errors import UserError
 from areal_mega.config.options import RolloutOptions
 from areal_mega.data.sample import Prompt, Sample
@@ -40,7 +41,11 @@ class GroupRunner:
         self._workflow = load_workflow(options.workflow)
         self._seeded = bool(options.sglang.get("enable_deterministic_inference"))
         self.client = GenerationClient(
-            pool, options.request_timeout, lambda ids: tokenizer.decode(ids), cuttable=cuttable
+            pool,
+            options.request_timeout,
+            lambda ids: tokenizer.decode(ids),
+            cuttable=cuttable,
+            routes=bool(options.sglang.get(TELLS_EXPERTS)),
         )
         tools = load_tools(options.tools, options)
         self._resources = Resources(self.client, tokenizer, options, tuple(stop_tokens), tools, ChatProxy())

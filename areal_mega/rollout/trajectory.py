@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from areal_mega.data.sample import Prompt, Sample, Turn
 from areal_mega.rollout.client import Generation
 
@@ -17,6 +19,7 @@ class Trajectory:
         self._loss_mask = [False] * len(self.tokens)
         self._logprobs = [0.0] * len(self.tokens)
         self._versions = [-1] * len(self.tokens)
+        self._routes: np.ndarray | None = None
         self._turns: list[Turn] = []
         self._finish_reason = "stop"
 
@@ -28,6 +31,8 @@ class Trajectory:
         self._logprobs += generation.logprobs
         self._versions += generation.versions
         self._finish_reason = generation.finish_reason
+        if generation.routes is not None and len(generation.routes) == len(self.tokens) - 1:
+            self._routes = generation.routes
         if generation.tokens:
             self._turns.append(Turn(start, len(self.tokens), reward))
 
@@ -62,4 +67,5 @@ class Trajectory:
             text=text,
             turns=list(self._turns),
             outcome=outcome,
+            routes=self._routes,
         )

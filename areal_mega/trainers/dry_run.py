@@ -75,6 +75,8 @@ def training_grid(options: CommonOptions, ranks: int) -> MegatronGrid:
         ep=p.expert,
         etp=p.expert_tensor or p.tensor,
         vpp=p.virtual_pipeline,
+        first_layers=p.first_layers,
+        last_layers=p.last_layers,
     )
 
 

@@ -34,11 +34,14 @@ from areal_mega.algorithms.trust_region import second_moment_mask
 from areal_mega.config.options import AlgorithmOptions
 from areal_mega.data import PackedBatch, Sample
 from areal_mega.data.mini_batches import mini_batches
+from areal_mega.data.packed import ROUTED
 
 
 def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
-    """The samples as a batch with the engine's facts and the rewards; ``turn_rewards`` where there are any."""
+    """The samples as a batch with the engine's facts and the rewards; ``turn_rewards`` where there are any, and
+    ``routed_experts [N, layers * k]``, -1 where they are not known."""
     by_turn = any(turn.reward for s in samples for turn in s.turns)
+    width = max((s.routes.shape[1] for s in samples if s.routes is not None), default=0)
     return PackedBatch.pack(
         [
             {
@@ -47,6 +50,7 @@ def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
                 "behavior_logprobs": s.behavior_logprobs,
                 "versions": s.versions,
                 **({"turn_rewards": s.turn_rewards} if by_turn else {}),
+                **({ROUTED: _routes(s, width)} if width else {}),
             }
             for s in samples
         ],
@@ -58,6 +62,13 @@ def pack_samples(samples: Sequence[Sample]) -> PackedBatch:
             "truncated": torch.tensor([s.truncated for s in samples]),
         },
     )
+
+
+def _routes(sample: Sample, width: int) -> Tensor:
+    routes = torch.full((len(sample.tokens), width), -1, dtype=torch.int16)
+    if sample.routes is not None:
+        routes[: len(sample.routes)] = torch.from_numpy(sample.routes)
+    return routes
 
 
 def with_rewards(batch: PackedBatch, options: AlgorithmOptions, longest: int) -> PackedBatch:

@@ -86,7 +86,14 @@ def sample_metrics(samples: Sequence[Sample], seconds: float) -> dict[str, float
         "step/tokens_per_second": sum(len(s.tokens) for s in samples) / seconds,
         **reward_metrics(samples),
         **_fact_metrics(samples),
+        **_route_metrics(samples),
     }
+
+
+def _route_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """With router replay, the share of tokens whose experts the engine told: all but the last of each sample."""
+    known = sum(len(s.routes) for s in samples if s.routes is not None)
+    return {"rollout/routes_known": known / sum(len(s.tokens) - 1 for s in samples)} if known else {}
 
 
 def _fact_metrics(samples: Sequence[Sample]) -> dict[str, float]:

@@ -177,6 +177,10 @@ def test_a_layout_must_fit_policy_and_critic(model, layout, ranks, reason, choic
         assert f"; use {choices}." in text
 
 
+def test_only_a_mixture_has_experts_to_replay(model):
+    assert "has no experts to replay; leave it out." in problems(model, ["policy.moe.replay=true"])
+
+
 MIXTURE = {"num_experts": 6, "moe_intermediate_size": 8, "model_type": "qwen3_moe"}
 LATENT = {"kv_lora_rank": 4, "n_routed_experts": 6, "n_shared_experts": 1, "moe_intermediate_size": 10}
 
@@ -185,7 +189,11 @@ LATENT = {"kv_lora_rank": 4, "n_routed_experts": 6, "n_shared_experts": 1, "moe_
     ("fields", "layout", "sentence"),
     [
         ({"num_key_value_heads": 3}, ["tensor=2"], "num_key_value_heads=3 neither is a multiple of 2 nor divides it"),
-        ({}, ["pipeline=2", "virtual_pipeline=4"], "num_hidden_layers=4 is not a multiple of 8; use 1, 2"),
+        ({}, ["pipeline=2", "virtual_pipeline=4"], "a stage of 2 layers cannot be cut into 4 chunks; use 1, 2"),
+        ({}, ["pipeline=2", "first_layers=4"], "with first_layers=4 and last_layers=None its stages have 4 + 0 layers"),
+        ({}, ["pipeline=4", "first_layers=3"], "its stages have 3 + 0 + 0 + 0 layers, not the num_hidden_layers=4"),
+        ({}, ["pipeline=2", "first_layers=3", "virtual_pipeline=3"], "a stage of 1 layers cannot be cut into 3 chunks"),
+        ({}, ["first_layers=4"], "policy.parallel.pipeline=1; set them to null"),
         ({}, ["virtual_pipeline=2"], "set it above 1, or virtual_pipeline=1"),
         ({}, ["tensor=1", "sequence=true"], "set sequence=false"),
         ({}, ["overlap_param_gather=true"], "overlap_grad_reduce=true"),
@@ -208,6 +216,7 @@ def test_what_does_not_fit_is_named_with_what_would(model, fields, layout, sente
     [
         ({}, ["tensor=4"]),  # fewer KV heads than ranks
         ({}, ["pipeline=2", "virtual_pipeline=2"]),
+        ({}, ["pipeline=3", "first_layers=1", "last_layers=1"]),
         (MIXTURE, ["expert=3", "tensor=2", "sequence=true", "expert_tensor=1"]),
         (LATENT, ["tensor=2", "sequence=true", "context=2"]),
     ],

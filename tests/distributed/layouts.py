@@ -36,6 +36,7 @@ LAYOUTS: dict[str, Layout] = {
     "TP2+SP": Layout(2, ("qwen3", "qwen2", *MIXTURES), SP),
     "PP2": Layout(2, (*DENSE, *MIXTURES), {"pipeline": 2}),
     "PP2xVPP2": Layout(2, ("qwen3", "llama", "qwen3_moe", "deepseek_v3"), {"pipeline": 2, "virtual_pipeline": 2}),
+    "PP2 of 3 and 1 layers": Layout(2, ("qwen3", "llama", "qwen3_moe"), {"pipeline": 2, "first_layers": 3}),
     "CP2": Layout(2, ("qwen3", "qwen2", "mixtral", *DEEPSEEK), {"context": 2}),
     "DP2": Layout(2, ("qwen3", "llama", "mixtral")),
     "DP2, overlapped": Layout(2, ("qwen3", "llama", "qwen3_moe"), OVERLAP),

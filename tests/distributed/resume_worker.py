@@ -1,12 +1,14 @@
 """Started by torchrun on so many ranks: trains, saves and goes on under each of its layouts, then resumes from the
-checkpoints of all others, those of other starts as well. `test_resume` compares the losses.
+checkpoints of others, those of other starts as well. `test_resume` compares the losses.
 
-The main rank writes ``losses-RANKS.json``: [how the run of the checkpoint went on, how the resumed one did] by pair.
+It reads ``work.json``: a run, its models, the layout of a checkpoint and the one it is resumed under. The main rank
+writes ``losses-RANKS.json``: the same with how either went on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,9 +18,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from distributed.layouts import LAYOUTS
 from models import VOCAB
 
-from areal_mega.config.options import OptimizerOptions, ParallelOptions, PolicyOptions, RuntimeOptions
+from areal_mega.config.options import OptimizerOptions, PolicyOptions, RuntimeOptions
 from areal_mega.data.packed import PackedBatch
 from areal_mega.runtime import distributed
 from areal_mega.runtime.checkpoint_folders import CheckpointFolders
@@ -28,75 +31,91 @@ OPTIMIZER = OptimizerOptions(lr=1e-2, min_lr_ratio=0.1, schedule="cosine", warmu
 BEFORE, AFTER = 3, 3  # steps before the checkpoint, and after it
 
 
-def main(folder: Path, ranks: int, every_layout: dict[str, list[int]]) -> None:
-    """every_layout: ranks, tensor, pipeline by name, of this start and of the others."""
-    mine = {name: ParallelOptions(tp, pp) for name, (n, tp, pp) in every_layout.items() if n == ranks}
-    topology = distributed.initialize(RuntimeOptions(device="cpu"), next(iter(mine.values())), seed=1)
-    for name, parallel in mine.items():
-        topology = lay_out(parallel)
-        train_and_save(topology, folder, name)
-    found = {}
-    for name, parallel in mine.items():
-        topology = lay_out(parallel)
-        for other in every_layout:
-            if other != name:
-                found[f"{other} -> {name}"] = [losses_of(folder / other), resume(topology, folder, other)]
-    if topology.is_main:
-        (folder / f"losses-{ranks}.json").write_text(json.dumps(found))
-    topology.barrier()
+def main(folder: Path) -> None:
+    work = json.loads((folder / "work.json").read_text())
+    ranks = int(os.environ["WORLD_SIZE"])
+    mine = sorted((w for w in work if LAYOUTS[w["resumed"]].ranks == ranks), key=lambda w: w["resumed"])
+    saved = {(w["saved"], w["run"]): w["models"] for w in work if LAYOUTS[w["saved"]].ranks == ranks}
+    ranks_laid_out = Ranks()
+    for (name, run), models in sorted(saved.items()):
+        train_and_save(ranks_laid_out.by(name), folder, models, folder / run / name)
+    for item in mine:
+        topology = ranks_laid_out.by(item["resumed"])
+        point = folder / item["run"] / item["saved"]
+        item["went_on"] = losses_of(point)
+        item["went_on_resumed"] = resume(topology, folder, item["models"], point)
+    if int(os.environ["RANK"]) == 0:
+        (folder / f"losses-{ranks}.json").write_text(json.dumps(mine))
+    torch.distributed.barrier()
     distributed.shutdown()
 
 
-def lay_out(parallel: ParallelOptions) -> distributed.Topology:
-    """The same ranks in another layout."""
-    return distributed.split(parallel, torch.device("cpu"), seed=1, timeout=600)
+class Ranks:
+    """The same ranks in one layout after the other. Each has process groups of its own, and the threads of the last
+    ones end with them: those of forty layouts at once bring the machine to a halt."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.name = ""
+        self.topology: distributed.Topology
+
+    def by(self, name: str) -> distributed.Topology:
+        if name != self.name:
+            distributed.shutdown()
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(
+                self.starts
+            )  # by which ranks that start anew find each other
+            options = RuntimeOptions(device="cpu", timeout=1200)
+            self.topology = distributed.initialize(options, LAYOUTS[name].options.parallel, seed=1)
+            self.name, self.starts = name, self.starts + 1
+        return self.topology
 
 
-def train_and_save(topology: distributed.Topology, folder: Path, name: str) -> None:
+def train_and_save(topology: distributed.Topology, folder: Path, families: dict[str, str], run: Path) -> None:
     from areal_mega.policy.checkpoints import CheckpointWriter
 
-    models = build(topology, folder)
+    models = build(topology, folder, families)
     for step in range(BEFORE):
         train(topology, models, step)
-    writer = CheckpointWriter(topology, CheckpointFolders(folder / name), keep=1)
+    writer = CheckpointWriter(topology, CheckpointFolders(run), keep=1)
     writer.save(BEFORE, models, {})
     losses = [train(topology, models, step) for step in range(BEFORE, BEFORE + AFTER)]  # while it is written
     writer.finish()
     if topology.is_main:
-        temporary = folder / name / "losses.tmp"
+        temporary = run / "losses.tmp"
         temporary.write_text(json.dumps(losses))
-        temporary.rename(folder / name / "losses.json")
+        temporary.rename(run / "losses.json")
 
 
-def resume(topology: distributed.Topology, folder: Path, name: str) -> list[dict[str, float]]:
+def resume(topology: distributed.Topology, folder: Path, families: dict[str, str], run: Path) -> list[dict[str, float]]:
     from areal_mega.policy import checkpoints
 
-    point = CheckpointFolders(folder / name).latest()
+    point = CheckpointFolders(run).latest()
     assert point and checkpoints.broken(point, topology) == []
-    models = build(topology, folder)
+    models = build(topology, folder, families)
     checkpoints.load(point, models, topology)
     return [train(topology, models, step) for step in range(BEFORE, BEFORE + AFTER)]
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:
     """How the run went on that made the checkpoint; it may still be at it."""
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 1400
     while not (run / "losses.json").exists():
         assert time.monotonic() < deadline, run
         time.sleep(0.2)
     return json.loads((run / "losses.json").read_text())
 
 
-def build(topology: distributed.Topology, folder: Path) -> dict:
+def build(topology: distributed.Topology, folder: Path, families: dict[str, str]) -> dict:
     from areal_mega.policy.model import MegatronModel
 
-    def model(family: str, head) -> MegatronModel:
-        return MegatronModel(
-            topology, str(folder / family), PolicyOptions(), dtype="float32", optimizer=OPTIMIZER, head=head,
-            total_steps=BEFORE + AFTER, seed=1,
-        )  # fmt: skip
-
-    return {"policy": model("qwen3", "logprob"), "critic": model("llama", "value")}
+    return {
+        name: MegatronModel(
+            topology, str(folder / family), PolicyOptions(), dtype="float32", optimizer=OPTIMIZER,
+            head="value" if name == "critic" else "logprob", total_steps=BEFORE + AFTER, seed=1,
+        )
+        for name, family in families.items()
+    }  # fmt: skip
 
 
 def train(topology: distributed.Topology, models: dict, step: int) -> dict[str, float]:
@@ -119,4 +138,4 @@ def loss(batch: PackedBatch, outputs: dict[str, Tensor]) -> tuple[Tensor, dict]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))
+    main(Path(sys.argv[1]))

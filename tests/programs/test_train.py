@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import pytest
 import torch
+from models import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.engine]
@@ -89,3 +91,23 @@ def test_sft_learns_and_saves(start, model_folder, data_file, tmp_path):
     assert summary["held_out_loss_after"] < 0.7 * summary["held_out_loss_before"]
     assert summary["held_out_loss_before"] == pytest.approx(rows[0]["sft/loss"], rel=0.1)
     assert AutoModelForCausalLM.from_pretrained(summary["model_path"]).config.vocab_size == 17
+
+
+def test_a_mixture_trains_with_the_experts_that_the_engine_chose(start, ppo_arguments, model_folder, tmp_path):
+    mixture = tmp_path / "mixture"
+    shutil.copytree(model_folder, mixture)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    save_tiny_model(mixture, "qwen3_moe", vocab_size=len(tokenizer), eos_token_id=0, bos_token_id=None)
+    program = start(
+        "tools/train_ppo.py",
+        *ppo_arguments(
+            f"model.path={mixture}", "policy.moe.replay=true", "policy.parallel.tensor=1", "policy.parallel.expert=2",
+            "algorithm.advantage=grpo", "reward.truncated=-1", "evaluation.every=0",
+        ),
+    )  # fmt: skip
+    assert program.wait() == 0, program.output
+    rows = [json.loads(line) for line in (tmp_path / "out" / "latest" / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in rows if "rollout/routes_known" in r]
+    assert [r["step"] for r in steps] == [1, 2]
+    assert all(r["rollout/routes_known"] == 1 and r["mismatch/max"] < 1e-5 for r in steps), steps
+    assert steps[-1]["policy/grad_norm"] > 0

@@ -60,6 +60,12 @@ class ParallelOptions:
     ranks: int | None = option(
         None, "GPUs that the layout is for, and the only number it may be started on; null: any.", minimum=1
     )
+    first_layers: int | None = option(
+        None, "Layers of the first pipeline stage; null: as many as of those between.", minimum=1
+    )
+    last_layers: int | None = option(
+        None, "Layers of the last pipeline stage; null: as many as of those between.", minimum=1
+    )
 
 
 @dataclass
@@ -94,9 +100,7 @@ class MoEOptions:
     bias_update_rate: float = option(
         0.0, "Step of DeepSeek-V3's expert bias towards balance after every optimizer step; 0 leaves it.", minimum=0
     )
-    replay: bool = option(
-        False, "Train with the experts that the engine chose for each token (router replay), where batches have them."
-    )
+    replay: bool = option(False, "Train with the experts that the engine chose for each token (router replay).")
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from areal_mega.config.divisibility import stage_layers
 from areal_mega.config.errors import UserError
 from areal_mega.resharding.coordinates import Layout
 from areal_mega.resharding.layouts.model import Model
@@ -46,11 +47,7 @@ class MegatronPlace:
 
     def _stages(self, total: int) -> list[int]:
         """Layers of each stage."""
-        uneven = {0: self.first_layers, self.pp - 1: self.last_layers}
-        fixed = {stage: layers for stage, layers in uneven.items() if layers is not None}
-        between = self.pp - len(fixed)
-        each = (total - sum(fixed.values())) // between if between else 0
-        return [fixed.get(stage, each) for stage in range(self.pp)]
+        return stage_layers(total, self.pp, self.first_layers, self.last_layers)
 
     def check(self, model: Model) -> None:
         """Raises a UserError if the layout does not divide the model: which number, and which choices would work."""
