@@ -124,6 +124,8 @@ class Bench:
 
     def planned(self) -> None:
         self.report = self.sync.send(self.version)
+        if self.report.failures:
+            raise RuntimeError(f"engines failed: {self.report.failures}")
 
     def tensor(self) -> None:
         if self.full:

@@ -40,9 +40,6 @@ class Engine(Protocol):
     def mark_failed(self, reason: str) -> None:
         """Refuse all further use."""
 
-    def restart(self) -> None:
-        """End it, and start it anew with the weights of its model folder."""
-
 
 class EngineUpdate:
     """From `begin` to `commit`. Requests that are under way are held meanwhile, and go on with the new weights.

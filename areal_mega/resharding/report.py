@@ -40,14 +40,15 @@ class Spent:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One update of all engines.
+    """One update of engines.
 
     bytes_moved: between devices, counted while sending. bytes_out: of these, what the training ranks sent, while
     engines passed on the rest. bytes_full: what bytes_moved would be without delta. lower_bound: what the engines'
     devices did not hold, all of it. changed: part of the elements that differed from what was sent last; None: they
     were not compared. seconds: of the whole. seconds_pack, seconds_send: of the training rank that took longest
     (``worst_rank`` is the one that took longest for both). seconds_load: of the engine rank that took longest to write
-    its parameters. verified: whether checksums of all tensors were compared and equal.
+    its parameters. verified: whether checksums of all tensors were compared and equal. engines: their numbers.
+    failures: those of them that did not get the version, and why.
     """
 
     version: int
@@ -63,6 +64,8 @@ class SyncReport:
     seconds_load: float
     worst_rank: int
     verified: bool
+    engines: list[int]
+    failures: dict[int, str]
 
     @classmethod
     def of(
@@ -74,6 +77,8 @@ class SyncReport:
         seconds: float,
         *,
         verified: bool,
+        engines: list[int],
+        failures: dict[int, str],
     ) -> SyncReport:
         """From what each training rank spent."""
         work = [part.pack + part.send for part in parts]
@@ -92,6 +97,8 @@ class SyncReport:
             seconds_load=max(part.load for part in parts),
             worst_rank=work.index(max(work)),
             verified=verified,
+            engines=engines,
+            failures=failures,
         )
 
     def append_to(self, directory: Path) -> None:

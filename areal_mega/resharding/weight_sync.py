@@ -1,8 +1,7 @@
-"""All engines get the policy's new weights: the same few steps for every transport."""
+"""Engines get the policy's new weights: the same few steps for every transport."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,9 @@ from areal_mega.runtime.distributed import Topology
 
 MEETINGS = 4  # attempts of engines and training ranks to connect, some of which were lost meanwhile
 
-LOGGER = logging.getLogger(__name__)
-
 
 class WeightSyncError(RuntimeError):
-    """An engine could not be given new weights."""
+    """A training rank cannot send; no engine can help that."""
 
 
 class WeightSync:
@@ -49,34 +46,21 @@ class WeightSync:
         dtypes = transport.outgoing.dtypes
         self._lower_bound = deployment.lower_bound(lambda name: dtypes[name].itemsize)
 
-    def send(self, version: int) -> SyncReport:
-        """Afterwards every engine generates with, and reports, ``version``.
+    def send(self, version: int, engines: Sequence[int] | None = None) -> SyncReport:
+        """Afterwards engines generate with, and report, ``version``.
 
-        An engine that dies meanwhile is started again and gets the weights, ``resharding.restarts`` times in a row.
+        One that died, refused, or got other weights than were sent is among the report's failures. It is marked as
+        failed then, unless it still has, and serves, its old weights.
+
+        engines: their numbers; the main rank's count. None: all.
 
         Raises:
-            WeightSyncError: an engine refuses or died too often, or got other weights than were sent, or a training
-                rank cannot send. Engines are marked as failed then, unless they still have, and serve, their old
-                weights.
+            WeightSyncError: a training rank cannot send. All engines have, and serve, their old weights then.
         """
         self._updates += 1
-        lost = self._topology.broadcast(list(range(len(self._engines))))
-        for left in reversed(range(self._options.restarts + 1)):
-            report, failures = self._send(version, lost)
-            if not failures:
-                return report
-            lost = sorted(failures)
-            if left and self._engines:
-                for number in lost:
-                    LOGGER.warning(
-                        "engine %d failed in update %d and is started again: %s", number, version, failures[number]
-                    )
-                    self._engines[number].restart()
-        raise WeightSyncError("; ".join(f"engine {number}: {failures[number]}" for number in lost))
-
-    def _send(self, version: int, numbers: Sequence[int]) -> tuple[SyncReport, dict[int, str]]:
-        """One attempt for some of the engines. Every rank gets the report and the failures, by engine."""
         started = time.perf_counter()
+        chosen = list(range(len(self._engines)) if engines is None else engines)
+        numbers: list[int] = self._topology.broadcast(chosen)
         verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
         transport, outgoing, spent = self._transport, self._transport.outgoing, Spent()
         with EngineUpdates({n: self._engines[n] for n in numbers if self._engines}, version) as updates:
@@ -105,10 +89,12 @@ class WeightSync:
             self._lower_bound,
             seconds,
             verified=verify and not failures,
+            engines=numbers,
+            failures=failures,
         )
-        if self._directory and self._topology.is_main and not failures:
+        if self._directory and self._topology.is_main:
             report.append_to(self._directory)
-        return report, failures
+        return report
 
     def _to_all(self, order: Order) -> list[Order]:
         return [order] * self._deployment.engines.tp
@@ -128,7 +114,8 @@ class WeightSync:
             self._transport.meet(updates.stuck)
             updates.wait()
         if self._transport.meeting(self._starts(updates)) is not None:
-            raise WeightSyncError(f"the engines and the training ranks did not find together in {MEETINGS} attempts")
+            for number in updates.alive:
+                updates.fail(number, f"it and the training ranks did not find together in {MEETINGS} attempts")
 
     def _starts(self, updates: EngineUpdates) -> dict[int, int]:
         """On every rank: the engines that are alive, and their starts."""

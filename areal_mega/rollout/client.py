@@ -29,8 +29,8 @@ PROBE_SECONDS = 30.0
 # loss of the engine.
 KEEP_ALIVE_SECONDS = 1.0
 _POLL_SECONDS = 0.01
-# What a proxy or a server that is going down answers.
-_GONE = (502, 503, 504)
+# What a proxy or a server that is going down answers, and one that was started in the place of the one with that key.
+_GONE = (401, 502, 503, 504)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from areal_mega.rollout.collector import Batch, Collector, Setup, group_runner
 from areal_mega.rollout.local_engines import LocalEngines
-from areal_mega.rollout.pool import EnginePool
 
 
 class LocalCollector:
@@ -37,7 +36,7 @@ class LocalCollector:
         """There is nothing to end."""
 
     async def _take(self) -> Batch:
-        pool = EnginePool(self._engines.addresses, self._engines.revive, self._setup.options.engine_wait)
+        pool = self._engines.pool(self._setup.options.engine_wait)
         async with group_runner(pool, self._setup) as runner:
             collector = Collector(runner, self._setup)
             try:

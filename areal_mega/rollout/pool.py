@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -64,10 +64,16 @@ class EnginePool:
     """Routes requests over engines.
 
     revive: brings back an engine that was lost. wait_seconds: how long a request waits for an engine when none is
-    alive.
+    alive. away: those of the addresses that are lost already; with any, the event loop must run.
     """
 
-    def __init__(self, addresses: Sequence[EngineAddress], revive: Revive, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[EngineAddress],
+        revive: Revive,
+        wait_seconds: float,
+        away: Collection[EngineAddress] = (),
+    ) -> None:
         if not addresses:
             raise ValueError("a pool needs at least one engine")
         self._members = [_Member(address) for address in addresses]
@@ -75,6 +81,9 @@ class EnginePool:
         self._bound: dict[Hashable, _Member] = {}
         self._changed = asyncio.Event()
         self._revivals: set[asyncio.Task[None]] = set()
+        for member in self._members:
+            if member.address in away:
+                self._wait_for(member)
 
     @property
     def alive(self) -> list[EngineAddress]:
@@ -164,11 +173,14 @@ class EnginePool:
         losses: how often it had been lost when the one who reports began.
         """
         if member.losses == losses:
-            member.alive = False
             member.losses += 1
-            task = asyncio.create_task(self._bring_back(member))
-            self._revivals.add(task)
-            task.add_done_callback(self._revivals.discard)
+            self._wait_for(member)
+
+    def _wait_for(self, member: _Member) -> None:
+        member.alive = False
+        task = asyncio.create_task(self._bring_back(member))
+        self._revivals.add(task)
+        task.add_done_callback(self._revivals.discard)
 
     async def _bring_back(self, member: _Member) -> None:
         try:

@@ -10,7 +10,6 @@ from areal_mega.config.options import RolloutOptions
 from areal_mega.data.sample import Prompt, Sample
 from areal_mega.rollout.groups import GroupRunner, check_lengths
 from areal_mega.rollout.local_engines import LocalEngines
-from areal_mega.rollout.pool import EnginePool
 
 
 class Sampler:
@@ -42,7 +41,7 @@ class Sampler:
             raise
 
     async def _generate(self, prompts: Sequence[Prompt], samples: int, temperature: float, seed: int) -> list[Sample]:
-        pool = EnginePool(self._engines.addresses, self._engines.revive, self._options.engine_wait)
+        pool = self._engines.pool(self._options.engine_wait)
         async with (
             GroupRunner(pool, self._tokenizer, self._options, self._stop_tokens) as runner,
             _AllOrNothing() as tasks,

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,41 +64,35 @@ class SGLangServer:
         self.options = options
         self.dtype = dtype
         self.log_path = Path(log_path)
-        self.api_key = secrets.token_urlsafe(24)
-        self.admin_key = secrets.token_urlsafe(24)
-        self.port = free_port() if options.port == 0 else claim_port(options.port)
-        self.url = f"http://{HOST}:{self.port}"
         self.starts = 0
-        self._failure: str | None = None
-        self._closed = False
         self._environment = engine_environment(options, device)
         if devices is not None:
             self._environment["CUDA_VISIBLE_DEVICES"] = visible_devices(devices)
-        self._arguments = server_arguments(
-            model_path,
-            options,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            port=self.port,
-            api_key=self.api_key,
-            admin_key=self.admin_key,
-        )
+        self._arguments = partial(server_arguments, model_path, options, dtype=dtype, device=device, seed=seed)
         self._launch()
 
     def _launch(self) -> None:
+        self.port = free_port() if self.options.port == 0 else claim_port(self.options.port)
+        self.url = f"http://{HOST}:{self.port}"
+        # New ones at each start, even where the port is the same: who has the old ones wants the weights there were.
+        self.api_key, self.admin_key = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self.starts += 1
-        self._ready = False
+        self._failure: str | None = None
+        self._closed = self._ready = False
         self._deadline = time.monotonic() + self.options.start_timeout
-        self._guard = self._start(self._arguments, self._environment)
+        arguments = self._arguments(port=self.port, api_key=self.api_key, admin_key=self.admin_key)
+        self._guard = self._start(arguments, self._environment)
 
     def restart(self) -> None:
         """End the engine and start it anew, with the weights of its model folder; a failure it had is forgotten.
 
-        The log goes on in the same file. Returns at once, like the constructor.
+        It has new keys, and a new port if ``rollout.port`` is 0. The log goes on in the same file. Returns at once,
+        like the constructor.
+
+        Raises:
+            UserError: ``rollout.port`` is taken.
         """
         self._end()
-        self._failure = None
         self._launch()
 
     def _start(self, arguments: dict[str, Any], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -126,15 +121,23 @@ class SGLangServer:
             EngineError: it died later; see `check`.
         """
         try:
-            while not self._ready:
-                self._check_start()
-                self._ready = self._answers()
-                if not self._ready:
-                    time.sleep(POLL_SECONDS)
+            while not self.is_ready():
+                time.sleep(POLL_SECONDS)
         except BaseException:
             self.close()
             raise
         self.check()
+
+    def is_ready(self) -> bool:
+        """Whether it has answered since it was started.
+
+        Raises:
+            UserError: as `wait_ready`, which closes it besides.
+        """
+        if not self._ready:
+            self._check_start()
+            self._ready = self.answers()
+        return self._ready
 
     def _check_start(self) -> None:
         status = self._guard.poll()
@@ -149,7 +152,8 @@ class SGLangServer:
                 f"is slow.\n{self.log_report()}"
             )
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it answers now."""
         try:
             with HTTP.open(f"{self.url}/ready", timeout=5) as response:
                 return response.status == 200

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,9 +34,12 @@ class Topology:
     different ones, ETP ranks different parts of them, EDP ranks the same. vpp: model chunks of each pipeline stage.
     parallel: the options that this follows from, for whoever builds a model in this layout.
 
-    `broadcast`, `gather` and `barrier` use a group of their own, which is not under ``runtime.timeout``: in them the
-    other ranks wait while rank 0 starts the engine, generates, evaluates or writes files, which may take any time.
-    That limit is for collectives that all ranks reach together, where a long wait means that something hangs.
+    `broadcast`, `gather`, `barrier` and `scatter_over_dp` use groups of their own, which are not under
+    ``runtime.timeout``: in them the other ranks wait while rank 0 starts the engine, generates, evaluates or writes
+    files, which may take any time. That limit is for collectives that all ranks reach together, where a long wait means
+    that something hangs.
+
+    waiting: of all ranks. leaders: of the first rank of each replica. replica: of this rank's.
     """
 
     rank: int
@@ -48,6 +52,8 @@ class Topology:
     dp_rank: int
     device: torch.device
     waiting: dist.ProcessGroup
+    leaders: dist.ProcessGroup
+    replica: dist.ProcessGroup
     parallel: ParallelOptions
     vpp: int = 1
     cp: int = 1
@@ -72,6 +78,17 @@ class Topology:
         """Rank 0's ``value`` on every rank (any picklable object), whenever rank 0 has it."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.waiting)
+        return box[0]
+
+    def scatter_over_dp(self, values: Sequence[Any] | None) -> Any:
+        """Rank 0's ``values[dp_rank]`` on every rank of each replica (any picklable objects), whenever rank 0 has them.
+
+        They leave rank 0 once, however many ranks a replica has.
+        """
+        box = [None]
+        if dist.get_rank(self.replica) == 0:
+            dist.scatter_object_list(box, list(values) if values else None, src=0, group=self.leaders)
+        dist.broadcast_object_list(box, group=self.replica, group_src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -173,17 +190,23 @@ def split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: f
     )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    dp = parallel_state.get_data_parallel_world_size()
+    dp_rank = parallel_state.get_data_parallel_rank()
+    waiting = dist.new_group(timeout=WAITING, backend="gloo")
+    leaders, replica = _replica_groups(dp, dp_rank, waiting)
     return Topology(
         rank=dist.get_rank(),
         world=dist.get_world_size(),
         tp=parallel.tensor,
         pp=parallel.pipeline,
-        dp=parallel_state.get_data_parallel_world_size(),
+        dp=dp,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_rank=dp_rank,
         device=device,
-        waiting=dist.new_group(timeout=WAITING, backend="gloo"),
+        waiting=waiting,
+        leaders=leaders,
+        replica=replica,
         vpp=parallel.virtual_pipeline,
         cp=parallel.context,
         cp_rank=parallel_state.get_context_parallel_rank(),
@@ -194,3 +217,13 @@ def split(parallel: ParallelOptions, device: torch.device, seed: int, timeout: f
         edp_rank=parallel_state.get_expert_data_parallel_rank(),
         parallel=parallel,
     )
+
+
+def _replica_groups(dp: int, dp_rank: int, waiting: dist.ProcessGroup) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """The first ranks of all replicas, and all ranks of this rank's; the group of leaders is useless to others."""
+    places: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(places, dp_rank, group=waiting)
+    replicas = [[rank for rank, place in enumerate(places) if place == number] for number in range(dp)]
+    leaders = dist.new_group([replica[0] for replica in replicas], timeout=WAITING, backend="gloo")
+    replica, _ = dist.new_subgroups_by_enumeration(replicas, timeout=WAITING, backend="gloo")
+    return leaders, replica

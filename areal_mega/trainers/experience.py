@@ -1,7 +1,7 @@
 """From finished samples to a batch that can be trained on.
 
-Every rank holds the whole batch of samples (tokens and engine facts); what needs a model is computed only for
-the sequences that the rank's data-parallel replica trains on.
+What needs the whole batch is computed on the main rank, before it is cut into shares; what needs a model, by each
+data-parallel replica for its share.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _routes(sample: Sample, width: int) -> Tensor:
 
 
 def with_rewards(batch: PackedBatch, options: AlgorithmOptions, longest: int) -> PackedBatch:
-    """The whole batch with rewards as the algorithm takes them; every rank calculates the same.
+    """The whole batch with rewards as the algorithm takes them.
 
     The penalty of long responses is in ``reward [B]``; the groups count from 0 to the count ``groups``; without a
     critic ``reward`` is what is left of it over the baseline; and with mask_truncated a truncated sequence has no
@@ -118,9 +118,23 @@ class Share:
         return replace(self, batch=self.batch.with_fields(**fields))
 
 
+def shares_of(batch: PackedBatch, work: Sequence[int], count: int, ranks: int, seed: int) -> list[Share]:
+    """The shares of all data-parallel ranks when the batch is cut into ``count`` mini-batches.
+
+    work: of each sequence; the shares have about the same.
+    """
+    plan = mini_batches(work, count, ranks, seed)
+    counts = _counts(batch, plan)
+    return [_share(batch, plan, counts, rank) for rank in range(ranks)]
+
+
 def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -> Share:
-    """The share of data-parallel rank ``rank`` when the batch is cut into ``count`` mini-batches."""
+    """One of `shares_of` where every rank has the whole batch; the work is the tokens."""
     plan = mini_batches(batch.lengths.tolist(), count, ranks, seed)
+    return _share(batch, plan, _counts(batch, plan), rank)
+
+
+def _counts(batch: PackedBatch, plan: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, float]]:
     generated = generated_tokens(batch)
     correct = generated * batch["correct"] if "correct" in batch else torch.zeros_like(generated)
     counts = []
@@ -128,6 +142,12 @@ def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -
         indices = [i for share in mini_batch for i in share]
         numbers = {"tokens": generated, "correct_tokens": correct, "sequences": generated > 0}
         counts.append({name: float(x[indices].sum()) for name, x in numbers.items()})
+    return counts
+
+
+def _share(
+    batch: PackedBatch, plan: Sequence[Sequence[Sequence[int]]], counts: list[dict[str, float]], rank: int
+) -> Share:
     mine = [mini_batch[rank] for mini_batch in plan]
     return Share(batch.select([i for share in mine for i in share]), [len(share) for share in mine], counts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ from areal_mega.rewards import check_answers, judge
 from areal_mega.rollout.collector import Batch, Place, Setup
 from areal_mega.rollout.collector_process import RemoteCollector
 from areal_mega.rollout.local_collector import LocalCollector
-from areal_mega.rollout.local_engines import LocalEngines
+from areal_mega.rollout.local_engines import LocalEngines, Send
 from areal_mega.rollout.sampler import Sampler
 from areal_mega.rollout.server import SGLangServer
 from areal_mega.rollout.staleness import StalenessManager
+
+# How long an engine that was started again waits until it is seen.
+_LOOK_SECONDS = 0.1
 
 
 class Generation:
@@ -62,7 +67,7 @@ class Generation:
             for number in range(options.rollout.engines)
         ]
         self._stop_tokens = stop_tokens(options.model.path, self._tokenizer)
-        self._local = LocalEngines(self.engines)
+        self._local = LocalEngines(self.engines, options.resharding.restarts)
         self._sampler = Sampler(self._local, self._tokenizer, options.rollout, self._stop_tokens)
         self._collector: LocalCollector | RemoteCollector | None = None
 
@@ -86,20 +91,41 @@ class Generation:
         batch = self._collector.take()
         self._check_versions(batch.samples, oldest=self.version - self.options.staleness)
         self.place = batch.place
+        batch.metrics.update(self._local.metrics())
         if self.options.algorithm.advantage == "remax":
             self._add_greedy_rewards(batch.samples)
         return batch
 
     def evaluate(self) -> list[Sample]:
         """Judged samples of all held-out prompts; generation for training goes on meanwhile."""
+        if not self.held_out:
+            return []
         evaluation = self.options.evaluation
         return self._judged(self.held_out, evaluation.samples, evaluation.temperature)
 
-    def published(self, version: int) -> None:
-        """The engines have the weights ``version``; what was under way goes on with them."""
+    def publish(self, version: int, send: Send) -> None:
+        """Have new weights sent to all engines that are there; what was under way goes on with them."""
+        self._local.give_weights(send)
         self.version = version
         if self._collector:
             self._collector.publish(version)
+
+    def readmit(self, engines: Sequence[int], send: Send) -> None:
+        """Have the weights of the current version sent to engines that `until_done` named: they serve again."""
+        self._local.give_weights(send, engines)
+
+    def until_done(self, work: Future[Any]) -> list[int]:
+        """Return nothing when the work is done, or the engines that wait for weights meanwhile.
+
+        Raises:
+            Exception: what the work raised.
+        """
+        while not work.done():
+            if returned := self._local.returned():
+                return returned
+            wait([work], _LOOK_SECONDS)
+        work.result()
+        return []
 
     def close(self) -> None:
         """Stop the engines."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +16,6 @@ from torch import Tensor
 from areal_mega.algorithms.kl import kl_estimate
 from areal_mega.algorithms.losses import ValueLoss, generated_tokens
 from areal_mega.config.options import OptimizerOptions, PPOOptions
-from areal_mega.data import PackedBatch
 from areal_mega.policy.gpt import Head
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
@@ -26,20 +27,20 @@ from areal_mega.telemetry.progress import ProgressDisplay
 from areal_mega.telemetry.timers import PhaseTimers
 from areal_mega.trainers import report
 from areal_mega.trainers.best import BestModel
+from areal_mega.trainers.exchange import exchange
 from areal_mega.trainers.experience import (
     Share,
     adaptive_of,
-    pack_samples,
     policy_loss_of,
-    share_of,
     with_advantages,
     with_anchor,
-    with_rewards,
 )
 from areal_mega.trainers.generation import Generation
 from areal_mega.trainers.publishing import deployment_of, weight_sync
 from areal_mega.trainers.recovery import Recovery
 from areal_mega.trainers.report import Evaluation
+
+T = TypeVar("T")
 
 
 class PPOTrainer:
@@ -55,7 +56,8 @@ class PPOTrainer:
         deployment: Deployment,
     ) -> None:
         self.options, self.topology, self.directory = options, topology, directory
-        self.generation, self.recovery = generation, recovery
+        self.generation, self.recovery, self.version = generation, recovery, 0
+        self._beside = ThreadPoolExecutor(1, "generation")
         self.timers = PhaseTimers()
         resume_step = recovery.step if recovery.point else None
         self.journal = Journal(directory, options.telemetry.tensorboard, resume_step) if topology.is_main else None
@@ -156,21 +158,21 @@ class PPOTrainer:
     def step(self, step: int) -> None:
         """Generate, score, train, publish: afterwards the engine has the new weights."""
         with self.timers.phase("rollout"):
-            drawn = self.generation.next_batch() if self.generation else None
-            batch = self.topology.broadcast(pack_samples(drawn.samples) if drawn else None)
+            drawn = self.generate(Generation.next_batch)
+        with self.timers.phase("exchange"):
+            samples = drawn.samples if drawn else None
+            share, balance = exchange(samples, self.options, self.topology, self.policy.hf, step)
         with self.timers.phase("score"):
-            share, metrics = self.score(batch, step)
+            share, metrics = self.score(share, step)
         with self.timers.phase("train"):
             metrics |= self.update(share, step)
         with self.timers.phase("sync"):
             self.publish(step)
-        self.report(step, drawn, metrics)
+        self.report(step, drawn, metrics | balance)
 
-    def score(self, batch: PackedBatch, step: int) -> tuple[Share, dict[str, float]]:
-        """This replica's share of the batch with log-probs, values and advantages; and their metrics."""
+    def score(self, share: Share, step: int) -> tuple[Share, dict[str, float]]:
+        """This replica's share with log-probs, values and advantages; and their metrics."""
         t, a = self.topology, self.options.algorithm
-        batch = with_rewards(batch, a, self.options.rollout.max_new_tokens)
-        share = share_of(batch, a.mini_batches, t.dp_rank, t.dp, self.options.seed * 1_000_003 + step)
         if a.proximal == "recomputed":
             share = share.with_fields(proximal_logprobs=self.policy.forward(share.batch)["logprobs"])
         else:
@@ -205,16 +207,42 @@ class PPOTrainer:
 
     def publish(self, version: int) -> None:
         """The policy's weights go into the engines as ``version``; all ranks take part."""
+        self.version = version
         self.policy.settle()
-        self.weight_sync.send(version)
         if self.generation:
-            self.generation.published(version)
+            self.generation.publish(version, self._send)
+        else:
+            self._send()
+
+    def generate(self, work: Callable[[Generation], T]) -> T | None:
+        """What the main rank makes with its engines, while the other ranks wait.
+
+        It may need an engine that died and was started again, and that needs weights from all ranks: so until it is
+        done they are ready to send them. The policy still has those that the other engines have.
+        """
+        generation = self.generation
+        if generation is None:
+            while self.topology.broadcast(None):
+                self._send()
+            return None
+        answer = self._beside.submit(work, generation)
+        while self.topology.broadcast(engines := generation.until_done(answer)):
+            generation.readmit(engines, self._send)
+        return answer.result()
+
+    def _send(self, engines: Sequence[int] = ()) -> dict[int, str]:
+        """engines: on the main rank. Returns those that failed, and why."""
+        return self.weight_sync.send(self.version, engines).failures
 
     def evaluate(self, step: int) -> Evaluation:
-        """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy."""
-        if self.journal is None or self.generation is None or not self.generation.held_out:
+        """The held-out prompts' accuracy and some answers, on the main rank; the journal gets the accuracy.
+
+        All ranks take part.
+        """
+        samples = self.generate(Generation.evaluate)
+        if self.journal is None or not samples:
             return Evaluation()
-        evaluation = report.evaluation_of(self.generation.evaluate(), self.options.evaluation.show)
+        evaluation = report.evaluation_of(samples, self.options.evaluation.show)
         self.journal.write(step, report.evaluation_metrics(evaluation))
         return evaluation
 

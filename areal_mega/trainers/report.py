@@ -40,7 +40,7 @@ PPO_PANELS = [
     ("entropy", ["policy/entropy"]),
     ("clip fraction", ["policy/clip_fraction"]),
     ("train/engine |d log-prob|", ["mismatch/mean", "mismatch/max"]),
-    ("seconds by phase", ["time/rollout", "time/score", "time/train", "time/sync"]),
+    ("seconds by phase", ["time/rollout", "time/exchange", "time/score", "time/train", "time/sync"]),
 ]
 SFT_PANELS = [("loss", ["sft/loss"]), ("entropy", ["sft/entropy"]), ("gradient norm", ["sft/grad_norm"])]
 

@@ -90,7 +90,8 @@ def measure(
     topology: Topology, options: PolicyOptions, path: Path, oracle: Oracle, everything: bool
 ) -> dict[str, float]:
     """The deviations of one family in one layout: all, or those of the policy's outputs and gradients."""
-    run = Run(topology, options, path, oracle, oracle.batch.select(shares(topology.dp)[topology.dp_rank]))
+    share = topology.scatter_over_dp(shares(topology.dp) if topology.is_main else None)
+    run = Run(topology, options, path, oracle, oracle.batch.select(share))
     found = policy_deviations(run)
     return (
         found

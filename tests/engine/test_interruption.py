@@ -10,7 +10,6 @@ from models import tiny_model
 
 from areal_mega.rollout.client import CutError, GenerationClient
 from areal_mega.rollout.local_engines import LocalEngines
-from areal_mega.rollout.pool import EnginePool
 from areal_mega.rollout.sampling import Sampling
 
 pytestmark = pytest.mark.engine
@@ -21,9 +20,9 @@ LONG = Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(EOS,))
 
 @asynccontextmanager
 async def client_of(server, **options):
-    engines = LocalEngines([server])
-    pool = EnginePool(engines.addresses, engines.revive, wait_seconds=60)
-    async with GenerationClient(pool, 120, decode=lambda ids: "", **options) as client:
+    async with GenerationClient(
+        LocalEngines([server]).pool(wait_seconds=60), 120, decode=lambda ids: "", **options
+    ) as client:
         yield client
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from threading import Event
 from typing import Any
 
@@ -36,6 +39,8 @@ from areal_mega.runtime import distributed
 PROMPT = [5, 17, 40, 3, 99]
 CHANGED_EACH = 20  # this one, and so on, of each of a training rank's tensors
 LONG = 400  # tokens of requests that are under way during an update
+STREAMS = 4  # of these requests, on each engine, whose tokens are taken as they come
+HEAD_START = 1.0  # seconds that the others begin before those: what came first runs first
 
 
 def main(job: dict[str, Any]) -> None:
@@ -59,7 +64,7 @@ def main(job: dict[str, Any]) -> None:
 def server(job: dict[str, Any], number: int) -> SGLangServer:
     grid = SGLangGrid(**job["engines"])
     options = RolloutOptions(
-        prompts_per_step=4,
+        prompts_per_step=8 * grid.count,
         max_prompt_tokens=24,
         max_new_tokens=LONG,
         engines=grid.count,
@@ -91,16 +96,23 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         for weight in model.held_weights.values():
             weight.view(-1)[::CHANGED_EACH].add_(1)
     report = weight_sync.send(version)
+    assert not report.failures
     if delta:
         for name, weight in model.held_weights.items():
             weight.copy_(whole[name])
-    with ThreadPoolExecutor(16) as threads:  # through the connection that there is, and while requests run
-        begun = [Event() for _ in range(4 * len(engines))]
-        running = [threads.submit(answer, engines[i // 4], LONG, event) for i, event in enumerate(begun)]
+    with ThreadPoolExecutor(64) as threads:  # through the connection that there is, and while requests run
+        silent = (case.get("requests", STREAMS) - STREAMS) * engines
+        running = [threads.submit(answer, engine, LONG, stream=False) for engine in silent]
+        time.sleep(HEAD_START if silent else 0)
+        begun = [Event() for _ in range(STREAMS * len(engines))]
+        streams = [threads.submit(answer, engines[i // STREAMS], LONG, event) for i, event in enumerate(begun)]
         for event in begun:
             event.wait(60)
+        began = time.monotonic()
         again = weight_sync.send(version + 100)
-        under_way = [request.result() for request in running]
+        assert not again.failures
+        ended = time.monotonic()
+        under_way = [request.result() for request in [*streams, *running]]
     result = {
         "report": asdict(report),
         "again": asdict(again),
@@ -108,6 +120,7 @@ def sync(topology, grid, engines, case, version) -> dict[str, Any]:
         "before": before,
         "sent": [checksums(engine) for engine in engines],
         "under_way": under_way,
+        "standstill": standstill([a for s in streams for a in s.result()["arrivals"]], began, ended),
         "answers": [answer(engine) for engine in engines],
         "files": sorted(file.name for file in Path(case["folder"]).glob("weights-*/*")),
     }
@@ -149,28 +162,38 @@ def checksums(engine: SGLangServer) -> list[dict[str, str]]:
     return sorted((rank["checksums"] for rank in answer["ranks"]), key=json.dumps)
 
 
-def answer(engine: SGLangServer, length: int = 8, begun: Event | None = None) -> dict[str, Any]:
+def standstill(arrivals: list[float], began: float, ended: float) -> dict[str, float]:
+    """Seconds of the update, and between the tokens before and after it; for comparison the median between tokens."""
+    gaps = list(pairwise(sorted(arrivals)))
+    over = [after - before for before, after in gaps if before < ended and after > began]
+    usual = [after - before for before, after in gaps if not (before < ended and after > began)]
+    return {"update": ended - began, "gap": max(over, default=0.0), "usual": median(usual) if usual else 0.0}
+
+
+def answer(engine: SGLangServer, length: int = 8, begun: Event | None = None, *, stream: bool = True) -> dict[str, Any]:
     """begun: set when the first token is there."""
     body = {
         "input_ids": PROMPT,
         "sampling_params": {"max_new_tokens": length, "temperature": 0, "ignore_eos": True},
         "return_logprob": True,
-        "stream": True,
+        "stream": stream,
     }
     request = urllib.request.Request(
         f"{engine.url}/generate",
         data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {engine.api_key}", "Content-Type": "application/json"},
     )
-    with HTTP.open(request, timeout=120) as response:
+    arrivals = []
+    with HTTP.open(request, timeout=300) as response:
         for line in response:
-            if line.startswith(b"data: {"):
+            if line.startswith((b"data: {", b"{")):
+                arrivals.append(time.monotonic())
                 said = json.loads(line.removeprefix(b"data: "))
                 if begun:
                     begun.set()
     logprobs = [logprob for logprob, _, _ in said["meta_info"]["output_token_logprobs"]]
     spans = [(span["version"], span["end"] - span["start"]) for span in said["meta_info"]["weight_versions"]]
-    return {"tokens": said["output_ids"], "logprobs": logprobs, "versions": spans}
+    return {"tokens": said["output_ids"], "logprobs": logprobs, "versions": spans, "arrivals": arrivals}
 
 
 if __name__ == "__main__":

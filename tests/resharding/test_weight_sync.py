@@ -10,12 +10,13 @@ import pytest
 import torch
 from engine.oracles import logprobs_by
 from models import save_tiny_model
-from resharding.sync_worker import CHANGED_EACH, LONG, PROMPT
+from resharding.sync_worker import CHANGED_EACH, LONG, PROMPT, STREAMS
 
 WORKER = Path(__file__).with_name("sync_worker.py")
 
 # Starts of torchrun with engines: ranks, family, engines (tp, ep, count), dtype, and the trainers' layouts there.
-# buffer_bytes: so small that the model goes in chunks. hosts: as if the ranks were on machines of their own.
+# buffer_bytes: so small that the model goes in chunks. hosts: as if the ranks were on machines of their own. requests:
+# under way at the second update, on each engine.
 STARTS = {
     "tp1": (
         2,
@@ -23,7 +24,7 @@ STARTS = {
         {"tp": 1},
         "float32",
         {
-            "TP2": {"parallel": {"tensor": 2}},
+            "TP2": {"parallel": {"tensor": 2}, "requests": 64},
             "PP2 in chunks": {"parallel": {"pipeline": 2}, "buffer_bytes": 60_000},
             "TP2 on two machines, in chunks": {"parallel": {"tensor": 2}, "buffer_bytes": 60_000, "hosts": [0, 1]},
             "TP2 from process to process": {"parallel": {"tensor": 2}, "transport": "disaggregated"},
@@ -220,11 +221,20 @@ def test_the_engine_generates_with_the_new_weights_under_their_version(found, ca
 @each_case
 def test_requests_under_way_go_on_under_the_new_weights(found, case):
     result = found[case]
+    _, _, engines, _, cases = STARTS[case[0]]
+    assert len(result["under_way"]) == cases[case[1]].get("requests", STREAMS) * engines.get("count", 1)
     versions = [str(result[name]["version"]) for name in ("report", "again")]
     for answer in result["under_way"]:
         assert len(answer["tokens"]) == LONG
         assert [version for version, _ in answer["versions"]] == versions
         assert sum(tokens for _, tokens in answer["versions"]) == LONG
+
+
+@each_case
+def test_generation_stands_still_for_the_update_and_no_longer(found, case):
+    """Beside the update: prefixes are computed again. The bound is for busy machines; the figure is in the docs."""
+    standstill = found[case]["standstill"]
+    assert 0 < standstill["gap"] < standstill["update"] + 30
 
 
 @pytest.mark.slow

@@ -77,6 +77,25 @@ def test_a_lost_engine_is_out_until_it_is_back_at_its_new_address():
     asyncio.run(scenario())
 
 
+def test_an_engine_that_is_away_at_the_start_is_asked_when_it_is_back():
+    async def scenario():
+        back = asyncio.Event()
+
+        async def revive(address):
+            await back.wait()
+            return C
+
+        pool = EnginePool([A, B], revive, 1, away=[A])
+        assert pool.alive == [B] and await where(pool) == B
+        assert pool.metrics()["engines/0/lost"] == 0
+        back.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pool.alive == [C, B]
+
+    asyncio.run(scenario())
+
+
 def test_many_reports_of_one_loss_are_one_loss():
     async def scenario():
         revived = []

@@ -14,6 +14,7 @@ from areal_mega.trainers.experience import (
     pack_samples,
     policy_loss_of,
     share_of,
+    shares_of,
     with_advantages,
     with_rewards,
 )
@@ -81,7 +82,9 @@ def test_without_a_critic_a_sample_counts_for_all_it_earned():
 def test_shares_of_all_ranks_make_the_batch_with_the_same_global_counts(count, ranks, rng):
     samples = [sample(rng.randint(1, 4), rng.randint(1, 9)) for _ in range(count * ranks * 2)]
     batch = pack_samples(samples)
-    shares = [share_of(batch, count, r, ranks, seed=5) for r in range(ranks)]
+    shares = shares_of(batch, batch.lengths.tolist(), count, ranks, seed=5)
+    last = share_of(batch, count, ranks - 1, ranks, seed=5)
+    assert shares[-1].sizes == last.sizes and shares[-1].batch.tokens.equal(last.batch.tokens)
     assert sum(s.batch.num_tokens for s in shares) == batch.num_tokens
     assert all(s.counts == shares[0].counts for s in shares)
     for m in range(count):

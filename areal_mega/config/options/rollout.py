@@ -74,7 +74,10 @@ class RolloutOptions:
     documents: str | None = option(None, "The tool search: JSONL file of what it finds, a text (and title) a line.")
     agent: str | None = option(None, "openai: the agent, as package.module:function.")
     engine_wait: float = option(
-        300.0, "Seconds a request waits for an engine to come back when none is alive.", above=0
+        3600.0,
+        "Seconds a request waits for an engine when none is alive; more than a training step, as an engine that was "
+        "started again gets its weights after it.",
+        above=0,
     )
     sglang: dict[str, Any] = option(
         {},
@@ -109,4 +112,6 @@ class ReshardingOptions:
         "Which updates are followed by a comparison of checksums of every tensor on both sides.",
         choices=("always", "first", "never"),
     )
-    restarts: int = option(2, "Times in a row that an engine lost in an update is started again.", minimum=0)
+    restarts: int = option(
+        2, "Times that an engine which dies is started again before it got to serve once more.", minimum=0
+    )
