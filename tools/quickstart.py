@@ -2,7 +2,8 @@
 
 1. Writes problems, a corpus (a textbook, then a careless pupil), a small tokenizer and a random Qwen3-shaped model.
 2. Fine-tunes the model on the corpus (tools/train_sft.py): now it calculates as carelessly as the pupil.
-3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates.
+3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates. Another recipe may be named, such as
+   +experiment=quickstart-dpo; then it is trained by that recipe's program.
 
 Steps 1 and 2 are kept in .cache/quickstart of the working directory and done once. All arguments go to step 3.
 """
@@ -13,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from areal_mega.config.command_line import experiments, tool_of
 from areal_mega.runtime.torchrun import torchrun
 
 FOLDER = Path(".cache/quickstart")
@@ -30,11 +32,20 @@ def main() -> int:
         status = make_base()
         if status:
             return status
+    if not (FOLDER / "pairs.jsonl").exists():
+        make_pairs()
     arguments = sys.argv[1:]
     if not any(a.startswith("+experiment=") for a in arguments):
         arguments = ["+experiment=quickstart", *arguments]
     print(f"quickstart: training with {' '.join(arguments)} ...", flush=True)
-    return torchrun("areal_mega.tools.train_ppo", *arguments)
+    return torchrun(f"areal_mega.tools.{tool_for(arguments)}", *arguments)
+
+
+def tool_for(arguments: list[str]) -> str:
+    """The program of the recipe that the arguments name; where there is none of that name, one that says so."""
+    name = next(a for a in arguments if a.startswith("+experiment=")).partition("=")[2]
+    recipe = experiments().get(name)
+    return tool_of(recipe["program"]) if recipe else "train_ppo"
 
 
 def make_inputs() -> None:
@@ -48,6 +59,15 @@ def make_inputs() -> None:
     chapters = [(TEXTBOOK_LINES, 0.0), (PUPIL_LINES, SLIP_RATE)]
     arithmetic.write_corpus(FOLDER / "corpus.jsonl", train, chapters, seed=0)
     make_random_model(FOLDER / "random", [p.question for p in train[:1000]])
+
+
+def make_pairs() -> None:
+    """Preference pairs of right answers and slips."""
+    from areal_mega.data import arithmetic
+
+    train, held_out = arithmetic.problems(seed=0, held_out=HELD_OUT)
+    arithmetic.write_pairs(FOLDER / "held_out_pairs.jsonl", held_out, seed=1)
+    arithmetic.write_pairs(FOLDER / "pairs.jsonl", train, seed=0)
 
 
 def make_random_model(folder: Path, texts: list[str]) -> None:

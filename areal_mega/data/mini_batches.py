@@ -16,8 +16,9 @@ from areal_mega import ops
 def mini_batches(lengths: Sequence[int], count: int, ranks: int, seed: int) -> list[list[list[int]]]:
     """Random mini-batches of equal size, each cut into ``ranks`` shares of about equal tokens.
 
-    lengths: tokens of each sequence. Where their number is not divisible by ``count * ranks`` (a workflow may make
-    several samples of one run), sizes differ by one, and shares by as many sequences as their tokens ask for.
+    lengths: tokens of each sequence, or of each unit of sequences that stay together. Where their number is not
+    divisible by ``count * ranks`` (a workflow may make several samples of one run), sizes differ by one, and shares by
+    as many sequences as their tokens ask for.
     Returns ``[count][ranks]`` lists of sequence indices.
     """
     order = list(range(len(lengths)))

@@ -102,7 +102,9 @@ class Share:
 
 def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -> Share:
     """The share of data-parallel rank ``rank`` when the batch is cut into ``count`` mini-batches."""
-    plan = mini_batches(batch.lengths.tolist(), count, ranks, seed)
+    units = batch.units
+    by_unit = mini_batches(batch.unit_lengths, count, ranks, seed)
+    plan = [[[i for unit in share for i in units[unit]] for share in mini_batch] for mini_batch in by_unit]
     generated = generated_tokens(batch)
     correct = generated * batch["correct"] if "correct" in batch else torch.zeros_like(generated)
     counts = []

@@ -196,7 +196,7 @@ def critic_deviations(run: Run) -> dict[str, float]:
     if topology.is_main:
         hf = copy.deepcopy(oracle.hf)
         head = torch.nn.Linear(hf.config.hidden_size, 1, bias=False).double()
-        head.weight.data.copy_(weights["value_head.weight"])
+        head.weight.data.copy_(weights["score.weight"])
         hf.value_head = head
         hf.zero_grad()
         outputs = {"values": hf_values(hf, oracle.batch)}
