@@ -86,6 +86,8 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     yield from _divisible_by_layout("model.path", options.model.path, options)
     if options.critic.path is not None:
         yield from _divisible_by_layout("critic.path", options.critic.path, options)
+    if options.algorithm.reference_path is not None:
+        yield from _divisible_by_layout("algorithm.reference_path", options.algorithm.reference_path, options)
     yield from _batch(options, ranks)
     yield from _sampling(options)
     yield from algorithm_problems(options)
@@ -139,7 +141,11 @@ def _rejection(options: RejectionOptions, ranks: int, device: str) -> Iterator[s
             "tools/evaluate.py, and leave it out."
         )
     if options.data.curriculum:
-        yield "data.curriculum: every prompt is sampled once, in no order; leave it out."
+        yield "data.curriculum: all prompts are sampled, in no order; leave it out."
+    weights = {"data": options.data.weight, **{f"data.mix[{i}]": one.weight for i, one in enumerate(options.data.mix)}}
+    for name, weight in weights.items():
+        if weight != 1:
+            yield f"{name}.weight={weight}: every prompt is sampled as often as any other; leave it out."
     yield from _repeats(options.rollout)
     yield from _reward(options.reward)
     yield from engine_problems(options, ranks, device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from areal_mega.algorithms.preference import DPOLoss
 from areal_mega.config.options import DataSetOptions, DPOOptions
 from areal_mega.data.pairs import Pair, pack_pairs, read_pairs
-from areal_mega.data.tokenizer import load_tokenizer
+from areal_mega.data.tokenizer import check_same_tokens, load_tokenizer
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
 from areal_mega.runtime.distributed import Topology
@@ -23,6 +23,8 @@ def run(options: DPOOptions, topology: Topology, directory: Path) -> None:
     o, origin = options, options.reference_path or options.model.path
     for folder in (o.model.path, origin):
         read_config(folder)
+    if o.reference_path:
+        check_same_tokens(o.model.path, "reference_path", o.reference_path)
     tokenizer = load_tokenizer(o.model.path)
 
     def read(name: str, how: DataSetOptions) -> list[Pair]:

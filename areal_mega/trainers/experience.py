@@ -19,6 +19,7 @@ from areal_mega.algorithms.advantages import (
     normalize_tokens,
     overlong_penalty,
     sample_advantages,
+    teacher_advantages,
     token_rewards,
 )
 from areal_mega.algorithms.kl import kl_estimate
@@ -123,7 +124,8 @@ def with_advantages(
     m2_threshold also ``trusted``, False on the tokens left out, whose advantage is 0.
 
     The advantages are GAE's over the critic's values. Without a critic they are what is still to come of the reward,
-    discounted: GAE with values 0 and lambda 1. The KL counts here if it is a reward.
+    discounted: GAE with values 0 and lambda 1. The KL counts here if it is a reward. With ``distill`` they are those of
+    the teacher.
 
     batch: ``proximal_logprobs``, with KL also ``reference_logprobs``, with a critic also ``values``, its outputs.
     """
@@ -150,6 +152,8 @@ def with_advantages(
     if norm:
         norm.update(returns[batch["loss_mask"]], all_reduce)
         returns = torch.where(batch["loss_mask"], norm.normalize(returns), 0)
+    if o.advantage == "distill":
+        advantages = teacher_advantages(batch)
     if o.advantage_level != "none":
         advantages = normalize_tokens(batch, advantages, o.advantage_level, all_reduce)
     if o.m2_threshold is not None:
