@@ -116,7 +116,7 @@ def _supervised(options: SupervisedOptions, ranks: int) -> Iterator[str]:
     else:
         yield from _context(options.model.path, "max_tokens", options.max_tokens)
         both = (
-            "2 * (max_tokens + 1), both answers of a pair," if isinstance(options, PreferenceOptions) else "max_tokens"
+            "both answers of a pair, 2 * (max_tokens + 1)" if isinstance(options, PreferenceOptions) else "max_tokens"
         )
         yield from _budget(options, both, options.longest_item)
 
