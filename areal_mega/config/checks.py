@@ -115,15 +115,14 @@ def _supervised(options: SupervisedOptions, ranks: int) -> Iterator[str]:
         yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens + 1", options.max_tokens)
     else:
         yield from _context(options.model.path, "max_tokens", options.max_tokens)
-        both = (
-            "both answers of a pair, 2 * (max_tokens + 1)" if isinstance(options, PreferenceOptions) else "max_tokens"
-        )
-        yield from _budget(options, both, options.longest_item)
+        pairs = isinstance(options, PreferenceOptions)
+        what = "both answers of a pair, 2 * (max_tokens + 1)" if pairs else "max_tokens"
+        yield from _budget(options, what, options.longest_item)
 
 
 def _preference(options: PreferenceOptions) -> Iterator[str]:
     if options.data.format != "auto":
-        yield (f"data.format={options.data.format}: pairs are told by their fields (docs/data.md); leave it out.")
+        yield f"data.format={options.data.format}: pairs are told by their fields (docs/data.md); leave it out."
     if isinstance(options, DPOOptions):
         if options.reference_path is not None:
             yield from _divisible_by_layout("reference_path", options.reference_path, options)

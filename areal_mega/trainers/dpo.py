@@ -30,10 +30,6 @@ def run(options: DPOOptions, topology: Topology, directory: Path) -> None:
     def read(name: str, how: DataSetOptions) -> list[Pair]:
         return read_pairs(how.path, name, tokenizer, o.max_tokens, how, o.data.unusable == "skip")
 
-    reference = MegatronModel(
-        topology, origin, o.policy, dtype=o.model.dtype, optimizer=None, head="logprob", seed=o.seed
-    )
-
     def prepare(share: Share) -> Share:
         return share.with_fields(reference_logprobs=reference.forward(share.batch)["logprobs"])
 
@@ -48,4 +44,9 @@ def run(options: DPOOptions, topology: Topology, directory: Path) -> None:
         panels=report.DPO_PANELS,
         prepare=prepare,
     )
-    SupervisedTrainer(options, topology, directory, task).run(started)
+    trainer = SupervisedTrainer(options, topology, directory, task)
+    # After the data and the checkpoint, which may have errors that take no time to find.
+    reference = MegatronModel(
+        topology, origin, o.policy, dtype=o.model.dtype, optimizer=None, head="logprob", seed=o.seed
+    )
+    trainer.run(started)
