@@ -52,4 +52,4 @@ def test_a_killed_run_goes_on_and_learns_right_answers(start, model_folder, data
 
     rows = lines_of(directory / "metrics.jsonl")
     assert summary["steps"] == len(rows) == -(-6 * len(kept) // 8)
-    assert rows[-1]["sft/loss"] < 0.8 * rows[0]["sft/loss"]
+    assert rows[-1]["sft/loss"] < 0.9 * rows[0]["sft/loss"]
