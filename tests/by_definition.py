@@ -330,6 +330,14 @@ def icepop(data: list[Response]) -> Tensor:
     return _ppo_weighted(data, lambda ws: [w * (0.5 <= w <= 5.0) for w in ws])
 
 
+def distill(data: list[Response]) -> Tensor:
+    losses = []
+    for r in data:
+        advantages = [teacher - student for teacher, student in zip(r.reference, r.proximal, strict=True)]
+        losses.append(ppo_clip(r, advantages))
+    return token_mean(losses)
+
+
 ALGORITHMS = {
     "ppo": ppo,
     "vapo": vapo,
@@ -350,4 +358,5 @@ ALGORITHMS = {
     "tis": tis,
     "mis": mis,
     "icepop": icepop,
+    "distill": distill,
 }

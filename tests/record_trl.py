@@ -1,4 +1,5 @@
-"""Writes tests/trl_losses.json: what TRL's own GRPOTrainer makes of the responses of `by_definition`.
+"""Writes tests/trl_losses.json: what TRL's own GRPOTrainer makes of the responses of `by_definition`, and its DPO and
+reward trainers of the answers of `preference_pairs`.
 
 Neither TRL nor its `datasets` are among our requirements, so that this is run by hand, without dependencies, which
 would bring another torch:
@@ -6,8 +7,8 @@ would bring another torch:
     pip install --no-deps --target /tmp/trl trl==1.16.0 datasets multiprocess dill xxhash pandas python-dateutil
     PYTHONPATH=/tmp/trl python tests/record_trl.py
 
-Only the trainer's method for the loss runs, on given log-probs; it is called as a plain function, on an object that
-has what it asks for.
+Only the trainers' methods for the loss run, on given log-probs; they are called as plain functions, on objects that
+have what they ask for.
 """
 
 import json
@@ -18,7 +19,9 @@ from types import SimpleNamespace
 import by_definition
 import torch
 import trl
-from trl import GRPOTrainer
+from preference_pairs import PAIRS, answers
+from torch.nn.utils.rnn import pad_sequence
+from trl import DPOTrainer, GRPOTrainer, RewardTrainer
 
 SEED, GROUPS, SIZE = 11, 2, 3
 ARGUMENTS = {
@@ -57,11 +60,15 @@ CASES = {
     "kl-unbiased": {"beta": 0.1, "use_bias_correction_kl": True},
 }
 TIS_CAP = 1.1
+PREFERENCES = {"seed": 12, "beta": 0.3, "center_coef": 0.01, "margins": [0.0, 0.5, 1.0, 0.25, 2.0]}
+DPO_CASES = ("sigmoid", "sigmoid_norm", "ipo", "nca_pair")
 
 
 def main() -> None:
     recorded = {"trl": trl.__version__, "seed": SEED, "groups": GROUPS, "size": SIZE}
     recorded["cases"] = {name: record(changes) for name, changes in CASES.items()}
+    recorded["pairs"] = {**PREFERENCES, "cases": {name: record_dpo(name) for name in DPO_CASES}}
+    recorded["pairs"]["cases"]["reward"] = record_reward()
     Path(__file__).with_name("trl_losses.json").write_text(json.dumps(recorded) + "\n")
 
 
@@ -103,7 +110,69 @@ def record(changes: dict) -> dict:
     )
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     loss.backward()
-    return {"loss": loss.item(), "gradient": [x for r in data for x in r.now.grad.tolist()]}
+    return {"loss": loss.item(), "gradient": gradients([r.now for r in data])}
+
+
+def accelerator() -> SimpleNamespace:
+    return SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+
+
+def record_dpo(kind: str) -> dict:
+    """TRL's loss and its gradient in the log-probs of the tokens, chosen and rejected answers in turns."""
+    rows, reference = ([row.double() for row in x] for x in answers(PREFERENCES["seed"]))
+    order = [*range(0, 2 * PAIRS, 2), *range(1, 2 * PAIRS, 2)]  # TRL has the chosen ones first
+    for row in rows:
+        row.requires_grad_()
+
+    def padded(x: list) -> torch.Tensor:
+        return pad_sequence([x[i] for i in order], batch_first=True)
+
+    mask = pad_sequence([torch.ones(len(rows[i])) for i in order], batch_first=True).long()
+    first = torch.zeros(len(rows), 1, dtype=torch.long)  # a prompt of one token, which nothing predicts
+    mask = torch.cat([first, mask], 1)
+
+    def outputs(x: torch.Tensor) -> SimpleNamespace:
+        none = torch.zeros_like(x)
+        return SimpleNamespace(log_probs=x, entropy=none, mean_logits=none, is_top1=none.bool())
+
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True, is_gradient_checkpointing=False), accelerator=accelerator(),
+        aux_loss_enabled=False, ld_alpha=None,
+        precompute_ref_logps=False, args=SimpleNamespace(gradient_checkpointing_kwargs=None), use_weighting=False,
+        ref_model=lambda **_: outputs(padded(reference)), f_divergence_type="reverse_kl", loss_types=[kind],
+        loss_weights=[1.0], beta=PREFERENCES["beta"], label_smoothing=0.0, _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": mask, "completion_mask": mask}
+
+    loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs(padded(rows)), inputs, False)
+    loss.backward()
+    return {"loss": loss.item(), "gradient": gradients(rows), **shown(trainer, "rewards/accuracies", "rewards/margins")}
+
+
+def record_reward() -> dict:
+    """TRL's loss and its gradient in the rewards, chosen and rejected answers in turns."""
+    rows = [row[:1].double().requires_grad_() for row in answers(PREFERENCES["seed"])[0]]
+    logits = torch.stack([*rows[::2], *rows[1::2]])
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True), accelerator=accelerator(), _total_train_tokens=0, _tp_size=1,
+        args=SimpleNamespace(center_rewards_coefficient=PREFERENCES["center_coef"]),
+        _metrics={"train": defaultdict(list)},
+    )  # fmt: skip
+    margins = torch.tensor(PREFERENCES["margins"], dtype=torch.float64)
+    inputs = {"attention_mask": torch.ones(2 * PAIRS, 1), "margin": margins}
+    loss = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=logits), inputs)
+    loss.backward()
+    return {"loss": loss.item(), "gradient": gradients(rows), **shown(trainer, "accuracy", "margin")}
+
+
+def gradients(rows: list) -> list[float]:
+    return [x for row in rows for x in row.grad.tolist()]
+
+
+def shown(trainer: SimpleNamespace, accuracy: str, margin: str) -> dict:
+    metrics = trainer._metrics["train"]
+    return {"accuracy": metrics[accuracy][0], "margin": metrics[margin][0]}
 
 
 if __name__ == "__main__":

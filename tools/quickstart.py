@@ -2,7 +2,8 @@
 
 1. Writes problems, a corpus (a textbook, then a careless pupil), a small tokenizer and a random Qwen3-shaped model.
 2. Fine-tunes the model on the corpus (tools/train_sft.py): now it calculates as carelessly as the pupil.
-3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates.
+3. Trains it by PPO with a verifier (tools/train_ppo.py): now it calculates. Another recipe may be named, such as
+   +experiment=quickstart-dpo; then it is trained by that recipe's program.
 
 Steps 1 and 2 are kept in .cache/quickstart of the working directory and done once. All arguments go to step 3. With
 +experiment=quickstart-tools or quickstart-agent the task is to use a calculator, kept in .cache/quickstart-tools.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from areal_mega.config.command_line import experiments, tool_of
 from areal_mega.runtime.torchrun import torchrun
 
 HELD_OUT = 256
@@ -59,8 +61,16 @@ def main() -> int:
         status = make_base(task)
         if status:
             return status
+    if task is SUMS and not (task.folder / "pairs.jsonl").exists():
+        make_pairs(task.folder)
     print(f"quickstart: training with {' '.join(arguments)} ...", flush=True)
-    return torchrun("areal_mega.tools.train_ppo", *arguments)
+    return torchrun(f"areal_mega.tools.{tool_for(experiment)}", *arguments)
+
+
+def tool_for(experiment: str) -> str:
+    """The program of a recipe; where there is none of that name, one that says so."""
+    recipe = experiments().get(experiment)
+    return tool_of(recipe["program"]) if recipe else "train_ppo"
 
 
 def make_sums(folder: Path) -> None:
@@ -89,6 +99,15 @@ def make_products(folder: Path) -> None:
 
 SUMS = Task("quickstart", make_sums)
 TOOLS = Task("quickstart-tools", make_products)
+
+
+def make_pairs(folder: Path) -> None:
+    """Preference pairs of right answers and slips."""
+    from areal_mega.data import arithmetic
+
+    train, held_out = arithmetic.problems(seed=0, held_out=HELD_OUT)
+    arithmetic.write_pairs(folder / "held_out_pairs.jsonl", held_out, seed=1)
+    arithmetic.write_pairs(folder / "pairs.jsonl", train, seed=0)
 
 
 def make_random_model(folder: Path, texts: list[str]) -> None:

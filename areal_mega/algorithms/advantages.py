@@ -41,11 +41,11 @@ def sample_advantages(
       ``none``: without the division (Dr.GRPO; Liu et al., 2025, arXiv:2503.20783).
     - ``rloo``: R - mean of the others of the group (Ahmadian et al., 2024, arXiv:2402.14740).
     - ``remax``: R - reward of the greedy response (Li et al., 2023, arXiv:2310.10505).
-    - ``reinforce``: R.
+    - ``reinforce``: R. So it is for ``distill``, where rewards are not learned from.
 
     rewards: ``[B]``. groups: ``[B]`` int64, the group of each sample, from 0. greedy_rewards: ``[B]``, for ``remax``.
     """
-    if estimator == "reinforce":
+    if estimator in ("reinforce", "distill"):
         return rewards
     if estimator == "remax":
         assert greedy_rewards is not None
@@ -57,6 +57,19 @@ def sample_advantages(
     counts = torch.bincount(groups)[groups].double()
     centred = normalize(rewards.double(), groups, None, size)
     return (centred * counts / (counts - 1).clamp(min=1)).to(rewards.dtype)
+
+
+def teacher_advantages(batch: PackedBatch) -> Tensor:
+    """Advantages of on-policy distillation, ``[N]``: log teacher - log policy of each generated token, 0 elsewhere.
+
+    With tokens that the policy sampled, the gradient of their log-probs times these is that of the token-level reverse
+    KL, KL(policy || teacher), at the states the policy came to; what a token leads to later does not count (Lu and
+    Thinking Machines Lab, "On-Policy Distillation", 2025; Agarwal et al., 2023, arXiv:2306.13649, with reverse KL and
+    all data from the student).
+
+    batch: ``loss_mask``, ``reference_logprobs`` (the teacher's), ``proximal_logprobs``, all ``[N]``.
+    """
+    return torch.where(batch["loss_mask"], batch["reference_logprobs"] - batch["proximal_logprobs"], 0)
 
 
 def _alone(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ def algorithm_problems(options: PPOOptions) -> Iterator[str]:
     a = options.algorithm
     yield from _advantages(options)
     yield from _critic(options) if a.has_critic else _no_critic(options)
+    yield from _teacher(a)
     yield from _kl(options)
     yield from _objective(a)
     yield from _proximal(a)
@@ -66,6 +67,25 @@ def _no_critic(options: PPOOptions) -> Iterator[str]:
     }
     for name in (name for name, is_set in of_gae.items() if is_set):
         yield f"algorithm.{name} is set, but {without}; leave it out, or use algorithm.advantage=gae."
+
+
+def _teacher(a: AlgorithmOptions) -> Iterator[str]:
+    if a.reference_path is not None and not a.use_reference:
+        yield "algorithm.reference_path is set; set algorithm.use_reference=true, or leave it out."
+    if a.advantage != "distill":
+        return
+    if a.reference_path is None or not a.use_reference:
+        yield (
+            "algorithm.advantage=distill learns from a teacher; set algorithm.reference_path to its folder, and "
+            "algorithm.use_reference=true."
+        )
+    if a.kl_coef > 0:
+        yield (
+            f"algorithm.kl_coef={a.kl_coef}: with algorithm.advantage=distill the KL to the teacher is all that is "
+            "learned; set it to 0."
+        )
+    if a.gamma != 1:
+        yield f"algorithm.gamma={a.gamma}: with algorithm.advantage=distill nothing is discounted; leave it out."
 
 
 def _kl(options: PPOOptions) -> Iterator[str]:

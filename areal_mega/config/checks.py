@@ -25,16 +25,24 @@ from areal_mega.config.options import (
     VERIFIER_NAMES,
     CommonOptions,
     DataOptions,
+    DPOOptions,
     EvaluateOptions,
     OptimizerOptions,
     PPOOptions,
+    PreferenceOptions,
+    RejectionOptions,
     RewardOptions,
-    SFTOptions,
+    RolloutOptions,
+    ServeRewardOptions,
+    SupervisedOptions,
 )
 from areal_mega.config.rollout import rollout_problems
 
 # The parts of a layer that Megatron can compute again.
 RECOMPUTABLE = ("core_attn", "mlp", "moe", "shared_experts", "moe_act", "mla_up_proj", "layernorm")
+
+# What can be checked. (Runs of training have options in common, the other programs have few.)
+Checked = CommonOptions | EvaluateOptions | ServeRewardOptions
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "minimum": (operator.ge, "at least"),
@@ -44,7 +52,7 @@ BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
 }
 
 
-def check(options: CommonOptions | EvaluateOptions, ranks: int, cuda: bool) -> None:
+def check(options: Checked, ranks: int, cuda: bool) -> None:
     """Check the options for a run on so many ranks, with or without a GPU. Of an evaluation the ranks are the engines'.
 
     Raises:
@@ -57,8 +65,12 @@ def check(options: CommonOptions | EvaluateOptions, ranks: int, cuda: bool) -> N
             problems += [*_policy(options, ranks), *_mix(options.data)]
         if isinstance(options, PPOOptions):
             problems += _ppo(options, ranks, resolve_device(options.runtime.device, cuda))
-        elif isinstance(options, SFTOptions):
-            problems += _sft(options, ranks)
+        elif isinstance(options, SupervisedOptions):
+            problems += _supervised(options, ranks)
+            if isinstance(options, PreferenceOptions):
+                problems += _preference(options)
+            elif isinstance(options, RejectionOptions):
+                problems += _rejection(options, ranks, resolve_device(options.runtime.device, cuda))
         elif isinstance(options, EvaluateOptions):
             problems += _evaluate(options, ranks, resolve_device(options.runtime.device, cuda))
     if problems:
@@ -74,6 +86,8 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     yield from _divisible_by_layout("model.path", options.model.path, options)
     if options.critic.path is not None:
         yield from _divisible_by_layout("critic.path", options.critic.path, options)
+    if options.algorithm.reference_path is not None:
+        yield from _divisible_by_layout("algorithm.reference_path", options.algorithm.reference_path, options)
     yield from _batch(options, ranks)
     yield from _sampling(options)
     yield from algorithm_problems(options)
@@ -89,13 +103,51 @@ def _ppo(options: PPOOptions, ranks: int, device: str) -> Iterator[str]:
     yield from engine_problems(options, ranks, device)
 
 
-def _sft(options: SFTOptions, ranks: int) -> Iterator[str]:
+def _supervised(options: SupervisedOptions, ranks: int) -> Iterator[str]:
     yield from _divisible_by_layout("model.path", options.model.path, options)
     dp = _data_parallel(options, ranks)
-    if options.sequences_per_step % dp:
-        yield f"sequences_per_step={options.sequences_per_step} must be divisible by data parallel size {dp}."
-    yield from _schedule("policy.optimizer", options.policy.optimizer, options.steps)
-    yield from _length(options, "max_tokens", options.max_tokens)
+    if options.items_per_step % dp:
+        name = "pairs_per_step" if isinstance(options, PreferenceOptions) else "sequences_per_step"
+        yield f"{name}={options.items_per_step} must be divisible by data parallel size {dp}."
+    if options.steps is not None:
+        yield from _schedule("policy.optimizer", options.policy.optimizer, options.steps)
+    if isinstance(options, RejectionOptions):
+        yield from _length(options, "rollout.max_prompt_tokens + rollout.max_new_tokens + 1", options.max_tokens)
+    else:
+        yield from _context(options.model.path, "max_tokens", options.max_tokens)
+        pairs = isinstance(options, PreferenceOptions)
+        what = "both answers of a pair, 2 * (max_tokens + 1)" if pairs else "max_tokens"
+        yield from _budget(options, what, options.longest_item)
+
+
+def _preference(options: PreferenceOptions) -> Iterator[str]:
+    if options.data.format != "auto":
+        yield f"data.format={options.data.format}: pairs are told by their fields (docs/data.md); leave it out."
+    if isinstance(options, DPOOptions):
+        if options.reference_path is not None:
+            yield from _divisible_by_layout("reference_path", options.reference_path, options)
+        if options.label_smoothing and options.loss != "sigmoid":
+            yield (
+                f"label_smoothing={options.label_smoothing} is for loss=sigmoid, not for {options.loss}; leave one of "
+                "them out."
+            )
+
+
+def _rejection(options: RejectionOptions, ranks: int, device: str) -> Iterator[str]:
+    if options.data.validation:
+        yield (
+            "data.validation: problems are no answers to learn; evaluate the model that comes out with "
+            "tools/evaluate.py, and leave it out."
+        )
+    if options.data.curriculum:
+        yield "data.curriculum: all prompts are sampled, in no order; leave it out."
+    weights = {"data": options.data.weight, **{f"data.mix[{i}]": one.weight for i, one in enumerate(options.data.mix)}}
+    for name, weight in weights.items():
+        if weight != 1:
+            yield f"{name}.weight={weight}: every prompt is sampled as often as any other; leave it out."
+    yield from _repeats(options.rollout)
+    yield from _reward(options.reward)
+    yield from engine_problems(options, ranks, device)
 
 
 def _evaluate(options: EvaluateOptions, ranks: int, device: str) -> Iterator[str]:
@@ -105,15 +157,19 @@ def _evaluate(options: EvaluateOptions, ranks: int, device: str) -> Iterator[str
     for k in options.pass_at or []:
         if not 1 <= k <= rollout.samples_per_prompt:
             yield f"pass_at has {k}; it must be between 1 and rollout.samples_per_prompt={rollout.samples_per_prompt}."
-    if rollout.temperature == 0 and rollout.samples_per_prompt > 1:
-        yield "rollout.temperature=0 gives the same answer every time; set rollout.samples_per_prompt=1."
+    yield from _repeats(rollout)
     longest = rollout.max_prompt_tokens + rollout.max_new_tokens
     yield from _context(options.model.path, "rollout.max_prompt_tokens + rollout.max_new_tokens", longest)
     yield from _reward(options.reward)
     yield from engine_problems(options, ranks, device)
 
 
-def _values(options: CommonOptions | EvaluateOptions) -> Iterator[str]:
+def _repeats(rollout: RolloutOptions) -> Iterator[str]:
+    if rollout.temperature == 0 and rollout.samples_per_prompt > 1:
+        yield "rollout.temperature=0 gives the same answer every time; set rollout.samples_per_prompt=1."
+
+
+def _values(options: Checked) -> Iterator[str]:
     for name, field in walk(type(options)):
         value: Any = operator.attrgetter(name)(options)
         if value is None:
@@ -127,7 +183,7 @@ def _values(options: CommonOptions | EvaluateOptions) -> Iterator[str]:
                 yield f"{name}={value}: must be {words} {bound}."
 
 
-def _device(options: CommonOptions | EvaluateOptions, cuda: bool) -> Iterator[str]:
+def _device(options: Checked, cuda: bool) -> Iterator[str]:
     if options.runtime.device == "cuda" and not cuda:
         yield "runtime.device=cuda: this machine has no CUDA device that torch can use; set runtime.device=cpu."
 
@@ -211,6 +267,10 @@ def _schedule(name: str, optimizer: OptimizerOptions, updates: int) -> Iterator[
 
 def _length(options: CommonOptions, what: str, length: int) -> Iterator[str]:
     yield from _context(options.model.path, what, length)
+    yield from _budget(options, what, length)
+
+
+def _budget(options: CommonOptions, what: str, length: int) -> Iterator[str]:
     budget = options.policy.max_tokens_per_micro_batch
     if length > budget:
         yield (

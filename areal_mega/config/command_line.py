@@ -28,13 +28,33 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from areal_mega.config.errors import UserError
-from areal_mega.config.options import EvaluateOptions, PPOOptions, SFTOptions
+from areal_mega.config.options import (
+    DPOOptions,
+    EvaluateOptions,
+    PPOOptions,
+    RejectionOptions,
+    RewardModelOptions,
+    ServeRewardOptions,
+    SFTOptions,
+)
 
-PROGRAMS: dict[str, type] = {"ppo": PPOOptions, "sft": SFTOptions, "evaluate": EvaluateOptions}
+PROGRAMS: dict[str, type] = {
+    "ppo": PPOOptions,
+    "sft": SFTOptions,
+    "dpo": DPOOptions,
+    "reward": RewardModelOptions,
+    "rejection": RejectionOptions,
+    "evaluate": EvaluateOptions,
+    "serve_reward": ServeRewardOptions,
+}
 _STARTS = {
     "ppo": "torchrun --nproc-per-node N -m areal_mega.tools.train_ppo +experiment=NAME [option=value ...]",
     "sft": "torchrun --nproc-per-node N -m areal_mega.tools.train_sft +experiment=NAME [option=value ...]",
+    "dpo": "torchrun --nproc-per-node N -m areal_mega.tools.train_dpo +experiment=NAME [option=value ...]",
+    "reward": "torchrun --nproc-per-node N -m areal_mega.tools.train_reward +experiment=NAME [option=value ...]",
+    "rejection": "torchrun --nproc-per-node N -m areal_mega.tools.rejection_sample +experiment=NAME [option=value ...]",
     "evaluate": "python -m areal_mega.tools.evaluate model.path=FOLDER benchmarks=[NAME,...] [option=value ...]",
+    "serve_reward": "python -m areal_mega.tools.serve_reward model.path=FOLDER [option=value ...]",
 }
 CONFIGS = Path(str(files("areal_mega.configs")))  # in the source tree or in the installed wheel
 
@@ -118,6 +138,17 @@ def experiments(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     return dict(sorted(recipes.items()))
 
 
+def tool_of(program: str) -> str:
+    """The file in tools/ that starts a program.
+
+    Raises:
+        UserError: there is no such program.
+    """
+    if program not in _STARTS:
+        raise UserError(f"program={program}: there is none; there are {', '.join(_STARTS)}.")
+    return _STARTS[program].partition("areal_mega.tools.")[2].split()[0]
+
+
 def _recipes(folder: Path) -> dict[str, dict[str, Any]]:
     found = (folder / "experiment").glob("*.yaml")
     return {file.stem: {"program": "ppo", **(yaml.safe_load(file.read_text()) or {})} for file in found}
@@ -126,8 +157,8 @@ def _recipes(folder: Path) -> dict[str, dict[str, Any]]:
 def list_experiments(folder: Path | None = None) -> str:
     """One line for each experiment."""
     recipes = experiments(folder)
-    width = max(map(len, recipes), default=0)
-    return "\n".join(f"{n:<{width}}  {r['program']:<3}  {r.get('description', '')}" for n, r in recipes.items())
+    name, program = (max(map(len, column), default=0) for column in (recipes, PROGRAMS))
+    return "\n".join(f"{n:<{name}}  {r['program']:<{program}}  {r.get('description', '')}" for n, r in recipes.items())
 
 
 def algorithms(folder: Path | None = None) -> dict[str, str]:
@@ -154,7 +185,7 @@ def help_text(program: str) -> str:
         "--list: all experiments and algorithms.  --config-dir DIR: yours in DIR/experiment and DIR/algorithm too.\n"
         "+algorithm=NAME: over the experiment, the options of an algorithm.  +scale=smoke: to try it on a laptop.\n"
     )
-    lists = "--list: all benchmarks.  " if program == "evaluate" else recipes
+    lists = {"evaluate": "--list: all benchmarks.  ", "serve_reward": ""}.get(program, recipes)
     head = f"{_STARTS[program]}\n\n{lists}--cfg job: the resulting options.\nOptions and their defaults:\n"
     return "\n".join([head, *(_help_line(*o) for o in walk(PROGRAMS[program]))])
 
@@ -201,8 +232,7 @@ def _check_experiment(program: str, overrides: Sequence[str], folder: Path | Non
             hint = f" Did you mean {close[0]}?" if close else ""
             raise UserError(f"experiment={name}: no such recipe.{hint} There are: {', '.join(recipes)}.")
         if recipes[name]["program"] != program:
-            other = recipes[name]["program"]
-            raise UserError(f"experiment={name} is a recipe for train_{other}.")
+            raise UserError(f"experiment={name} is a recipe for {tool_of(recipes[name]['program'])}.")
 
 
 def _check_algorithms(overrides: Sequence[str], folder: Path | None) -> None:

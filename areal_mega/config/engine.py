@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from areal_mega.config.options import EvaluateOptions, PPOOptions, ReshardingOptions, RolloutOptions
+from areal_mega.config.options import (
+    EvaluateOptions,
+    PPOOptions,
+    RejectionOptions,
+    ReshardingOptions,
+    RolloutOptions,
+)
 
 # SGLang cuts responses two tokens before the end of the context and refuses prompts six before it.
 RESERVED_TOKENS = 6
@@ -47,11 +53,13 @@ def context_length(options: RolloutOptions) -> int:
     return options.max_prompt_tokens + options.max_new_tokens + RESERVED_TOKENS
 
 
-def engine_problems(options: PPOOptions | EvaluateOptions, ranks: int, device: str) -> Iterator[str]:
+def engine_problems(options: PPOOptions | RejectionOptions | EvaluateOptions, ranks: int, device: str) -> Iterator[str]:
     """What is wrong with the engine's options, in sentences. device: ``cpu`` or ``cuda``."""
     rollout = options.rollout
     if isinstance(options, EvaluateOptions):
         shared, place = True, "there are no more GPUs here. Lower one of them."
+    elif isinstance(options, RejectionOptions):
+        shared, place = True, "the engines live on the trainers' devices. Lower one of them, or start more ranks."
     else:
         shared = options.resharding.transport == "colocated"
         place = (

@@ -64,6 +64,13 @@ def write_corpus(path: Path, items: list[Problem], chapters: list[tuple[int, flo
     write_lines(path, ({"prompt": p.question, "answer": careless_answer(p, rate, rng)} for p, rate in lines))
 
 
+def write_pairs(path: Path, items: Iterable[Problem], seed: int) -> None:
+    """Preference pairs, one JSON line each: the right answer, and the pupil's with a slip."""
+    rng = random.Random(seed)
+    lines = ({"prompt": p.question, "chosen": p.answer, "rejected": careless_answer(p, 1.0, rng)} for p in items)
+    write_lines(path, lines)
+
+
 def _problem(item: dict) -> Problem:
     left, sign, right = item["metadata"]["expression"].split()
     return Problem(item["question"], item["answer"], int(left), sign, int(right))

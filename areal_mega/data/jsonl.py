@@ -45,11 +45,11 @@ def read_prompts(
         UserError: the file is missing or empty; a line is not JSON, lacks a field, or its prompt is empty or
             longer than ``max_tokens``. File and line are named.
     """
-    prompts, skipped = [], _Skipped(option, skip_unusable)
+    prompts, skipped = [], Skipped(option, skip_unusable)
     for number, (where, record) in enumerate(read_records(path, option), 1):
         try:
             line = _line(record, where, how)
-            text, tokens = _prompt(line, where, tokenizer, how)
+            text, tokens = prompt_of(line, where, tokenizer, how)
             if len(tokens) > max_tokens:
                 raise UnusableLineError(
                     f"{where}: the prompt has {len(tokens)} tokens, more than rollout.max_prompt_tokens="
@@ -90,25 +90,33 @@ def read_answers(
     Raises:
         UserError: as `read_prompts`.
     """
-    sequences, skipped = [], _Skipped(option, skip_unusable)
+    sequences, skipped = [], Skipped(option, skip_unusable)
     for where, record in read_records(path, option):
         try:
             line = _line(record, where, how)
-            _, prompt = _prompt(line, where, tokenizer, how)
+            _, prompt = prompt_of(line, where, tokenizer, how)
             learned = line.answers[0] if line.learned is None else line.learned
-            answer = [*tokenizer(learned, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            if len(prompt) + len(answer) > max_tokens:
-                raise UnusableLineError(
-                    f"{where}: prompt and answer have {len(prompt) + len(answer)} tokens, more than "
-                    f"max_tokens={max_tokens}. Raise the option, remove the line or set data.unusable=skip."
-                )
+            sequences.append(answered(prompt, learned, where, tokenizer, max_tokens))
         except UnusableLineError as error:
             skipped.add(error)
-            continue
-        mask = [False] * len(prompt) + [True] * len(answer)
-        sequences.append({"tokens": prompt + answer, "loss_mask": mask})
     skipped.say(len(sequences))
     return sequences
+
+
+def answered(prompt: list[int], answer: str, where: str, tokenizer: Any, max_tokens: int) -> dict[str, list]:
+    """A sequence: ``tokens`` of prompt, answer and end, and ``loss_mask``, True on the answer and its end token.
+
+    Raises:
+        UnusableLineError: it has more than max_tokens.
+    """
+    ended = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    length = len(prompt) + len(ended)
+    if length > max_tokens:
+        raise UnusableLineError(
+            f"{where}: prompt and answer have {length} tokens, more than max_tokens={max_tokens}. "
+            "Raise the option, remove the line or set data.unusable=skip."
+        )
+    return {"tokens": prompt + ended, "loss_mask": [False] * len(prompt) + [True] * len(ended)}
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -138,7 +146,7 @@ def endless_batches(items: list, size: int, shuffle: bool, seed: int, start: int
 
 
 @dataclass
-class _Skipped:
+class Skipped:
     """Lines that are left out, if that is allowed."""
 
     option: str
@@ -172,8 +180,12 @@ def _line(record: Any, where: str, how: DataSetOptions | None) -> Line:
         raise UserError(f"{where}: is not of the format {name}: {FORMATS[name].help}.") from None
 
 
-def _prompt(line: Line, where: str, tokenizer: Any, how: DataSetOptions | None) -> tuple[str, list[int]]:
-    """The prompt as text and as tokens."""
+def prompt_of(line: Line, where: str, tokenizer: Any, how: DataSetOptions | None) -> tuple[str, list[int]]:
+    """The prompt as text and as tokens.
+
+    Raises:
+        UserError: the line has messages and the tokenizer no chat template for them, or the prompt is empty.
+    """
     text, templated = _prompt_text(line, where, tokenizer, how.prompt_type if how else None)
     # A chat template writes the special tokens itself; without one the tokenizer adds what the model expects.
     special = not templated and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))

@@ -16,9 +16,10 @@ from areal_mega import ops
 def mini_batches(work: Sequence[int], count: int, ranks: int, seed: int) -> list[list[list[int]]]:
     """Random mini-batches of equal numbers of sequences, each cut into ``ranks`` shares of about equal work.
 
-    work: of each sequence: its tokens, or any cost above 0. Where their number is not divisible by ``count`` (a
-    workflow may make several samples of one run), sizes differ by one. Shares may have any number of sequences; where
-    there are fewer than ranks, some have none.
+    work: of each sequence, or of each unit of sequences that stay together: its tokens, or any cost above 0. Where
+    their number is not divisible by ``count`` (a workflow may make several samples of one run), sizes differ by one.
+    Shares may have any number of sequences; where there are fewer than ranks, some have none.
+
     Returns ``[count][ranks]`` lists of sequence indices.
     """
     order = list(range(len(work)))

@@ -22,7 +22,7 @@ class PackedBatch:
 
     tokens: ``[N]`` int64. cu_seqlens: ``[B + 1]`` int32, sequence i is ``tokens[cu[i]:cu[i + 1]]``.
     token_fields: per-token tensors ``[N]`` or ``[N, ...]`` (``loss_mask`` bool is always there).
-    sequence_fields: per-sequence tensors ``[B]``.
+    sequence_fields: per-sequence tensors ``[B]``; neighbours with the same ``unit`` belong together, see `units`.
     counts: global counts for normalisation, fixed before the first micro-batch runs.
     """
 
@@ -91,6 +91,21 @@ class PackedBatch:
         """``[N]`` the sequence each token belongs to."""
         index = torch.arange(self.num_sequences, device=self.tokens.device)
         return torch.repeat_interleave(index, self.lengths.long())
+
+    @property
+    def units(self) -> list[list[int]]:
+        """What a cut into micro-batches or over ranks may not separate: each sequence, or neighbours with the same
+        ``unit`` (the two answers of a preference pair)."""
+        if "unit" not in self:
+            return [[i] for i in range(self.num_sequences)]
+        _, sizes = torch.unique_consecutive(self["unit"], return_counts=True)
+        return [part.tolist() for part in torch.arange(self.num_sequences).split(sizes.tolist())]
+
+    @property
+    def unit_lengths(self) -> list[int]:
+        """Tokens of each of the `units`."""
+        lengths = self.lengths.tolist()
+        return [sum(lengths[i] for i in unit) for unit in self.units]
 
     def with_fields(self, **fields: Tensor) -> PackedBatch:
         """A batch with further (or replaced) per-token fields."""

@@ -62,10 +62,16 @@ class Evaluation:
     """Asks for the answers that are missing. The engines are started when the first one is."""
 
     def __init__(
-        self, options: EvaluateOptions, output: Path, answers: AnswerFile, device: str, tokenizer: Any
+        self,
+        options: EvaluateOptions,
+        output: Path,
+        answers: AnswerFile,
+        device: str,
+        tokenizer: Any,
+        title: str = "evaluation",
     ) -> None:
         self.options, self.output, self.answers = options, output, answers
-        self.device, self.tokenizer = device, tokenizer
+        self.device, self.tokenizer, self.title = device, tokenizer, title
 
     def answer(self, benchmarks: Sequence[Problems]) -> None:
         """Afterwards every problem has its answers."""
@@ -75,7 +81,7 @@ class Evaluation:
             return
         with ExitStack() as stack:
             sampler = self._sampler(stack)
-            display = stack.enter_context(ProgressDisplay("evaluation", len(wanted), COLUMNS, enabled=True, live=True))
+            display = stack.enter_context(ProgressDisplay(self.title, len(wanted), COLUMNS, enabled=True, live=True))
             done = len(wanted) - len(missing)
             if done:
                 display.say(f"{done} of {len(wanted)} problems have their answers already")

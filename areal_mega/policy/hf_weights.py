@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from areal_mega.policy.checkpoint_files import HFWeights
 from areal_mega.policy.gpt import PackedGPT
 from areal_mega.resharding.coordinates import Layout
-from areal_mega.resharding.layouts import VALUE_HEAD, MegatronPlace, file_layout, megatron_layout
+from areal_mega.resharding.layouts import SCORE, VALUE_HEAD, MegatronPlace, file_layout, megatron_layout
 from areal_mega.runtime import extensions
 from areal_mega.runtime.distributed import Topology
 
@@ -76,7 +76,7 @@ def load(chunks: Sequence[PackedGPT], hf: PretrainedConfig, folder: str, topolog
     shapes = file_layout(hf, critic).shapes
     used = set()
     for name, weight in weights.items():
-        if name == VALUE_HEAD and VALUE_HEAD not in files:
+        if name == VALUE_HEAD and SCORE not in files:
             continue
         weight.zero_()  # the padding
         for piece in layout.by_parameter[name]:

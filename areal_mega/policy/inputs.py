@@ -75,8 +75,9 @@ class Inputs:
 
 
 def _filler(batch: PackedBatch) -> PackedBatch:
-    """The shortest sequence of a batch, counted nowhere."""
-    filler = batch.select([int(batch.lengths.argmin())])
+    """The shortest unit of a batch, counted nowhere."""
+    lengths = batch.unit_lengths
+    filler = batch.select(batch.units[lengths.index(min(lengths))])
     nowhere = {PLACE: torch.full_like(filler[PLACE], -1), "loss_mask": torch.zeros_like(filler["loss_mask"])}
     return filler.with_fields(**nowhere)
 

@@ -24,7 +24,7 @@ from areal_mega.policy.inputs import PLACE, Inputs, MicroBatch
 from areal_mega.policy.mixture import Routing
 from areal_mega.policy.offload import Parked, parked_model, parked_optimizer
 from areal_mega.policy.optimizer import build_optimizer, data_parallel, learning_rate
-from areal_mega.policy.spec import read_config, transformer_config
+from areal_mega.policy.spec import classifier_config, read_config, transformer_config
 from areal_mega.resharding.layouts import MegatronPlace
 from areal_mega.runtime.distributed import Topology
 
@@ -177,15 +177,17 @@ class MegatronModel:
         yield from hf_weights.export(hf_weights.named_weights(self.chunks), self.hf, self.topology)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write a folder that transformers loads; a critic's value head is in it as ``value_head.weight``.
+        """Write a folder that transformers loads: a causal model, or with a value head a sequence classifier of one
+        label (``score.weight``), whose logit is the value after the last token.
 
         Each rank of DP replica 0 writes a share of the tensors. dtype: of the written tensors; None: the model's.
         """
-        self.hf.dtype = dtype or self.dtype
+        hf = classifier_config(self.hf) if self.head == "value" else self.hf
+        hf.dtype = dtype or self.dtype
         self.settle()
         shares = hf_weights.export_shares(hf_weights.named_weights(self.chunks), self.hf, self.topology)
-        tensors = ((name, tensor.to(self.hf.dtype)) for name, tensor in shares)
-        write_folder(folder, self.hf, tensors, self.hf_path, shard_bytes, self.topology.rank, self.topology.gather)
+        tensors = ((name, tensor.to(hf.dtype)) for name, tensor in shares)
+        write_folder(folder, hf, tensors, self.hf_path, shard_bytes, self.topology.rank, self.topology.gather)
 
     def _run(self, chunks: Sequence[torch.nn.Module], batch: PackedBatch, finish: Callable) -> list:
         """All micro-batches through Megatron's schedule; on the last stage, what ``finish`` kept of each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from areal_mega.config.divisibility import layout_problems
 from areal_mega.config.errors import UserError
@@ -54,6 +56,21 @@ def read_config(folder: str | Path) -> PretrainedConfig:
     if found:
         raise UserError(f"{path}: {'; '.join(found)}")
     return hf
+
+
+def classifier_config(hf: PretrainedConfig) -> PretrainedConfig:
+    """The config of the same body with a value head, as transformers' sequence classifier of one label.
+
+    Where padding and the end of an answer are the same token, transformers would take the logit of the token before the
+    end for that of the whole; then the config names no padding, and it refuses batches of several sequences instead.
+    """
+    classifier = deepcopy(hf)
+    classifier.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[hf.model_type]]
+    classifier.num_labels = 1
+    ends = hf.eos_token_id if isinstance(hf.eos_token_id, list) else [hf.eos_token_id]
+    if hf.pad_token_id in ends:
+        classifier.pad_token_id = None
+    return classifier
 
 
 def transformer_config(

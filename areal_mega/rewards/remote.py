@@ -1,7 +1,8 @@
 """Rewards from an HTTP server: a reward model, a judge, a sandbox farm.
 
-The server gets a POST for each response, with JSON: ``prompt`` (text), ``response``, ``answers`` (references),
-``task``, ``metadata``. It answers with JSON: ``{"score": 0.7, "parts": {"style": 0.2}}``, parts being optional.
+The server gets a POST for each response, with JSON: ``prompt`` (text), ``messages`` (the same as a conversation),
+``response``, ``answers`` (references), ``task``, ``metadata``. It answers with JSON: ``{"score": 0.7, "parts":
+{"style": 0.2}}``, parts being optional.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ async def _ask(session: aiohttp.ClientSession, response: str, prompt: Prompt, op
     refuses (HTTP 4xx) it would refuse again."""
     body = {
         "prompt": prompt.text,
+        "messages": prompt.messages,
         "response": response,
         "answers": list(prompt.references),
         "task": prompt.task,

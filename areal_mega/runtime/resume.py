@@ -16,6 +16,7 @@ from areal_mega.runtime import run_directory
 from areal_mega.runtime.checkpoint_folders import FOLDER, CheckpointFolders, is_checkpoint
 
 STARTED_BY = ".torchrun"
+SAMPLED = "answers.jsonl"  # what rejection sampling can go on from before its first checkpoint
 
 
 def enter(options: CommonOptions) -> Path:
@@ -36,7 +37,7 @@ def enter(options: CommonOptions) -> Path:
 
 
 def point(options: CommonOptions, directory: Path) -> Path | None:
-    """The checkpoint to go on from, as it was asked for; None: the run begins.
+    """The checkpoint to go on from, as it was asked for; None: training begins.
 
     Raises:
         UserError: resume names a checkpoint that does not exist, or a run without any.
@@ -51,7 +52,7 @@ def point(options: CommonOptions, directory: Path) -> Path | None:
             raise UserError(f"resume={options.resume}: no such checkpoint; the run has: {known}.")
         return folders.root / named.name
     found = folders.latest()
-    if found is None:
+    if found is None and not (directory / SAMPLED).is_file():
         raise UserError(
             f"resume={options.resume}: {directory} has no checkpoint; it ended before its first one, or ran without "
             "checkpoint.every. Start it anew."
@@ -68,7 +69,7 @@ def _chosen(options: CommonOptions) -> Path:
         return directory
     named = Path(str(options.resume)).resolve()
     directory = named.parent.parent if is_checkpoint(named) else named
-    if not (directory / FOLDER).is_dir():
+    if not (directory / FOLDER).is_dir() and not (directory / SAMPLED).is_file():
         raise UserError(
             f"resume={options.resume}: neither a run directory with {FOLDER} in it nor one of its checkpoints."
         )

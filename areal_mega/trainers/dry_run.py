@@ -13,10 +13,10 @@ from areal_mega.config.checks import check
 from areal_mega.config.divisibility import layout_problems
 from areal_mega.config.dtypes import DTYPES
 from areal_mega.config.errors import UserError
-from areal_mega.config.options import CommonOptions, PPOOptions
+from areal_mega.config.options import CommonOptions, DPOOptions, PPOOptions, PreferenceOptions, SupervisedOptions
 from areal_mega.resharding.deployment import Deployment, deploy
 from areal_mega.resharding.known_models import KNOWN_MODELS, known_model, known_name
-from areal_mega.resharding.layouts import MegatronGrid, SGLangGrid, megatron_layout
+from areal_mega.resharding.layouts import MegatronGrid, MegatronPlace, SGLangGrid, megatron_layout
 from areal_mega.rollout.arguments import GPU_MEMORY_FRACTION
 from areal_mega.trainers.memory import activation_bytes, model_bytes, parameter_counts, workspace_bytes
 
@@ -49,7 +49,7 @@ def show(options: CommonOptions) -> None:
             console.print(line)
 
 
-def model_config(path: str) -> Any:
+def model_config(path: str, option: str = "model.path") -> Any:
     """The Hugging Face config of a folder, or that of the known model that the path's last part names."""
     if Path(path).is_dir():
         from transformers import AutoConfig
@@ -58,7 +58,7 @@ def model_config(path: str) -> Any:
     name = known_name(path)
     if name is None:
         raise UserError(
-            f"model.path={path}: no such folder, and its last part is not the name of a model whose sizes are known; "
+            f"{option}={path}: no such folder, and its last part is not the name of a model whose sizes are known; "
             f"name one of {', '.join(KNOWN_MODELS)}, or a folder."
         )
     return known_model(name)
@@ -114,12 +114,14 @@ def rank_parts(options: CommonOptions, hf: Any, grid: MegatronGrid, stage: int) 
     if options.policy.offload.optimizer:
         parts["optimizer states"] = 0.0
     if isinstance(options, PPOOptions):
-        if options.algorithm.use_reference and not options.policy.offload.reference:
-            parts["reference"] = parts["parameters"]
+        if options.algorithm.use_reference:
+            parts |= _reference(options, options.algorithm.reference_path, parts["parameters"], most)
         if options.algorithm.has_critic:
             body = model_config(options.critic.path) if options.critic.path else hf
             critic = model_bytes(megatron_layout(body, most, critic=True), options, grid.world)
             parts["critic"] = sum(v for k, v in critic.items() if parts[k])
+    if isinstance(options, DPOOptions):
+        parts |= _reference(options, options.reference_path, parts["parameters"], most)
     parts["activations"] = activation_bytes(hf, options.policy, stage, size)
     parts["logits"] = workspace_bytes(options.policy) if stage == grid.pp - 1 else 0.0
     if isinstance(options, PPOOptions) and _colocated(options):
@@ -127,6 +129,16 @@ def rank_parts(options: CommonOptions, hf: Any, grid: MegatronGrid, stage: int) 
         parts["engine"] = fraction * GPU_GB * GB
         parts["weight buffer"] = options.resharding.buffer_mb << 20
     return parts
+
+
+def _reference(options: CommonOptions, path: str | None, parameters: float, place: MegatronPlace) -> dict[str, float]:
+    """A frozen model on the device. path: of its own folder; None: it is the policy's."""
+    if options.policy.offload.reference:
+        return {}
+    if path:
+        counts = parameter_counts(megatron_layout(model_config(path, "reference_path"), place))
+        parameters = float(sum(counts)) * DTYPES[options.model.dtype].itemsize
+    return {"reference": parameters}
 
 
 def memory_table(options: CommonOptions, hf: Any, grid: MegatronGrid) -> Table:
@@ -158,9 +170,10 @@ def batch_lines(options: CommonOptions, grid: MegatronGrid) -> list[str]:
         longest = options.rollout.max_prompt_tokens + options.rollout.max_new_tokens
         head = f"a step: {options.samples_per_step} samples in {count} mini-batch{'es' * (count > 1)}"
     else:
-        sequences = getattr(options, "sequences_per_step", 0) // grid.dp
-        longest = getattr(options, "max_tokens", 0)
-        head = f"a step: {sequences * grid.dp} sequences"
+        assert isinstance(options, SupervisedOptions)
+        sequences, longest = options.items_per_step // grid.dp, options.longest_item
+        what = "pairs" if isinstance(options, PreferenceOptions) else "sequences"
+        head = f"a step: {options.items_per_step} {what}"
     most = -(-sequences // max(1, budget // longest))
     idle = (grid.pp - 1) / (most * grid.vpp + grid.pp - 1)
     return [

@@ -19,6 +19,7 @@ from areal_mega.algorithms.advantages import (
     normalize_tokens,
     overlong_penalty,
     sample_advantages,
+    teacher_advantages,
     token_rewards,
 )
 from areal_mega.algorithms.kl import kl_estimate
@@ -129,8 +130,10 @@ def shares_of(batch: PackedBatch, work: Sequence[int], count: int, ranks: int, s
 
 
 def share_of(batch: PackedBatch, count: int, rank: int, ranks: int, seed: int) -> Share:
-    """One of `shares_of` where every rank has the whole batch; the work is the tokens."""
-    plan = mini_batches(batch.lengths.tolist(), count, ranks, seed)
+    """One of `shares_of` where every rank has the whole batch, whose `units` stay together; the work is the tokens."""
+    units = batch.units
+    by_unit = mini_batches(batch.unit_lengths, count, ranks, seed)
+    plan = [[[i for unit in share for i in units[unit]] for share in mini_batch] for mini_batch in by_unit]
     return _share(batch, plan, _counts(batch, plan), rank)
 
 
@@ -171,7 +174,8 @@ def with_advantages(
     m2_threshold also ``trusted``, False on the tokens left out, whose advantage is 0.
 
     The advantages are GAE's over the critic's values. Without a critic they are what is still to come of the reward,
-    discounted: GAE with values 0 and lambda 1. The KL counts here if it is a reward.
+    discounted: GAE with values 0 and lambda 1. The KL counts here if it is a reward. With ``distill`` they are those of
+    the teacher.
 
     batch: ``proximal_logprobs``, with KL also ``reference_logprobs``, with a critic also ``values``, its outputs.
     """
@@ -198,6 +202,8 @@ def with_advantages(
     if norm:
         norm.update(returns[batch["loss_mask"]], all_reduce)
         returns = torch.where(batch["loss_mask"], norm.normalize(returns), 0)
+    if o.advantage == "distill":
+        advantages = teacher_advantages(batch)
     if o.advantage_level != "none":
         advantages = normalize_tokens(batch, advantages, o.advantage_level, all_reduce)
     if o.m2_threshold is not None:

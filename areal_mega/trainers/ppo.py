@@ -16,6 +16,7 @@ from torch import Tensor
 from areal_mega.algorithms.kl import kl_estimate
 from areal_mega.algorithms.losses import ValueLoss, generated_tokens
 from areal_mega.config.options import OptimizerOptions, PPOOptions
+from areal_mega.data.tokenizer import check_same_tokens
 from areal_mega.policy.gpt import Head
 from areal_mega.policy.model import MegatronModel
 from areal_mega.policy.spec import read_config
@@ -93,7 +94,7 @@ class PPOTrainer:
             )
 
         self.policy = model(o.model.path, "logprob", o.policy.optimizer, o.policy_updates)
-        self.reference = model(o.model.path, "logprob") if a.use_reference else None
+        self.reference = model(a.reference_path or o.model.path, "logprob") if a.use_reference else None
         self.critic = None
         if a.has_critic:
             self.critic = model(o.critic.path or o.model.path, "value", o.critic.optimizer, o.critic_updates)
@@ -325,6 +326,9 @@ def run(options: PPOOptions, topology: Topology, directory: Path) -> None:
     read_config(options.model.path)
     if options.critic.path:
         read_config(options.critic.path)
+    if options.algorithm.reference_path:
+        read_config(options.algorithm.reference_path)
+        check_same_tokens(options.model.path, "algorithm.reference_path", options.algorithm.reference_path)
     models = {"policy": options.model.path}
     if options.algorithm.has_critic:
         models["critic"] = options.critic.path or options.model.path

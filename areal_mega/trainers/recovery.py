@@ -20,7 +20,7 @@ from areal_mega.runtime.distributed import Topology
 
 # Options that must stay as they were: with another value the run would not be the same run. All others hold as
 # they are given now: more steps, another layout, another learning rate.
-FIXED = ("program", "seed", "model.dtype", "data.shuffle", "algorithm.advantage")
+FIXED = ("program", "seed", "model.dtype", "data.shuffle", "algorithm.advantage", "loss")
 # What a model's config.json may say differently of the same model.
 _ASIDE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,27 @@ PPO_PANELS = [
     ("seconds by phase", ["time/rollout", "time/exchange", "time/score", "time/train", "time/sync"]),
 ]
 SFT_PANELS = [("loss", ["sft/loss"]), ("entropy", ["sft/entropy"]), ("gradient norm", ["sft/grad_norm"])]
+REWARD_PANELS = [
+    ("loss", ["reward/loss"]),
+    ("pairs the right way round", ["reward/accuracy"]),
+    ("rewards", ["reward/chosen_reward", "reward/rejected_reward"]),
+]
+DPO_PANELS = [
+    ("loss", ["dpo/loss"]),
+    ("pairs the right way round", ["dpo/accuracy"]),
+    ("implicit rewards", ["dpo/chosen_reward", "dpo/rejected_reward"]),
+    ("log-probs of answers", ["dpo/chosen_logprob", "dpo/rejected_logprob"]),
+]
+
+
+def pair_columns(name: str) -> list[Column]:
+    """What a program that learns from preference pairs shows; name: of its metrics."""
+    return [
+        Column("loss", f"{name}/loss"),
+        Column("accuracy", f"{name}/accuracy"),
+        Column("margin", f"{name}/margin"),
+        *(replace(column, key=column.key.replace("sft/", f"{name}/")) for column in SFT_COLUMNS[2:]),
+    ]
 
 
 @dataclass(frozen=True)

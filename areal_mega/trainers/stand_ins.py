@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_mega.config.errors import UserError
-from areal_mega.config.options import CommonOptions, DataSetOptions
+from areal_mega.config.options import CommonOptions, DataSetOptions, DPOOptions, PPOOptions, PreferenceOptions
 from areal_mega.data.formats import ASSISTANT, USER
 from areal_mega.data.jsonl import write_lines
 from areal_mega.data.mixing import training_sets
@@ -45,8 +45,9 @@ def with_stand_ins(options: CommonOptions) -> Any:
 
     def data(how: DataSetOptions) -> str:
         task = how.task or "math"
-        file = folder / f"{how.format}-{task.replace(':', '.')}.jsonl"
-        return str(_place(file, lambda place: write_lines(place, _records(how.format, task))))
+        format = "pairs" if isinstance(options, PreferenceOptions) else how.format
+        file = folder / f"{format}-{task.replace(':', '.')}.jsonl"
+        return str(_place(file, lambda place: write_lines(place, _records(format, task))))
 
     first, *others = (replace(how, path=data(how)) for _, how in training_sets(options.data))
     validation = options.data.validation and first.path
@@ -54,7 +55,17 @@ def with_stand_ins(options: CommonOptions) -> Any:
         options,
         model=replace(options.model, path=str(model)),
         data=replace(options.data, train=first.path, validation=validation, mix=others),
+        **_with_one_model(options, str(model)),
     )
+
+
+def _with_one_model(options: CommonOptions, model: str) -> dict[str, Any]:
+    """The options that name a second model, with the stand-in."""
+    if isinstance(options, PPOOptions) and options.algorithm.reference_path:
+        return {"algorithm": replace(options.algorithm, reference_path=model)}
+    if isinstance(options, DPOOptions) and options.reference_path:
+        return {"reference_path": model}
+    return {}
 
 
 def _place(final: Path, make: Callable[[Path], None]) -> Path:
@@ -135,5 +146,6 @@ _RECORDS: dict[str, Callable[[str, str], Any]] = {
     "dapo": lambda q, a: {
         "prompt": [{"role": "user", "content": q}], "ability": "MATH", "reward_model": {"ground_truth": a}
     },
+    "pairs": lambda q, a: {"prompt": q, "chosen": a, "rejected": str(int(a) + 1)},
     "orz": lambda q, a: [{"value": q}, {"ground_truth": {"value": a}}],
 }  # fmt: skip

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def model(tmp_path):
 
 
 def problems(model, overrides, ranks=2, cuda=False, program="ppo"):
-    name = "quickstart" if program == "ppo" else "quickstart-sft"
+    name = "quickstart" if program == "ppo" else f"quickstart-{program}"
     options = parse(program, [f"+experiment={name}", model, *overrides])
     with pytest.raises(UserError) as error:
         check(options, ranks, cuda)
@@ -38,7 +39,8 @@ def test_quickstart_options_pass(model, name):
 
 @pytest.mark.parametrize("name", algorithms())
 def test_every_algorithm_passes_on_the_quickstart(model, name):
-    options = parse("ppo", ["+experiment=quickstart", f"+algorithm={name}", model, "steps=56"])
+    needed = ["algorithm.reference_path=teacher"] if name == "distill" else []
+    options = parse("ppo", ["+experiment=quickstart", f"+algorithm={name}", model, "steps=56", *needed])
     check(options, ranks=2, cuda=False)
 
 
@@ -278,3 +280,37 @@ def test_gpu_only_engine_options_are_allowed_on_a_gpu(model):
 def test_sft_batch_must_be_divisible(model):
     text = problems(model, ["sequences_per_step=5"], program="sft")
     assert "sequences_per_step=5" in text
+
+
+DISTILL = ["+algorithm=distill", "algorithm.reference_path=teacher"]
+
+
+@pytest.mark.parametrize(
+    ("program", "overrides", "said"),
+    [
+        ("ppo", ["+algorithm=distill"], r"learns from a teacher; set algorithm.reference_path"),
+        ("ppo", [*DISTILL, "algorithm.kl_coef=0.1"], r"algorithm.kl_coef=0.1: .* set it to 0"),
+        ("ppo", [*DISTILL, "algorithm.gamma=0.9"], r"algorithm.gamma=0.9: .* nothing is discounted"),
+        ("ppo", ["algorithm.reference_path=x"], r"reference_path is set; set algorithm.use_reference=true"),
+        ("dpo", ["pairs_per_step=5"], r"pairs_per_step=5 must be divisible by data parallel size 2"),
+        ("dpo", ["max_tokens=256", "policy.max_tokens_per_micro_batch=513"], r"2 \* \(max_tokens \+ 1\) = 514 .* 514"),
+        ("dpo", ["max_tokens=300"], r"max_tokens = 300 is longer than the model's context of 256"),
+        ("dpo", ["data.format=gsm8k"], r"data.format=gsm8k: pairs are told by their fields"),
+        ("dpo", ["loss=ipo", "label_smoothing=0.1"], r"label_smoothing=0.1 is for loss=sigmoid, not for ipo"),
+        ("dpo", ["label_smoothing=0.5"], r"label_smoothing=0.5: must be below 0.5"),
+        ("dpo", ["loss=hinge"], r"loss=hinge: must be sigmoid or ipo or nca_pair"),
+        ("reward", ["pairs_per_step=3"], r"pairs_per_step=3 must be divisible"),
+        ("rejection", ["data.validation=x"], r"data.validation: .* tools/evaluate.py"),
+        ("rejection", ["data.weight=2"], r"data.weight=2.0: every prompt is sampled as often"),
+        ("rejection", ["rollout.temperature=0"], r"rollout.samples_per_prompt=1"),
+        ("rejection", ["rollout.tensor=4"], r"rollout.tensor=4 need more than the 2 rank\(s\).*start more ranks"),
+        ("rejection", ["reward.name=maths"], r"reward.name=maths: no such verifier. Did you mean math"),
+    ],
+)
+def test_other_trainers_say_what_cannot_be_meant(model, program, overrides, said):
+    assert re.search(said, problems(model, overrides, program=program))
+
+
+@pytest.mark.parametrize("program", ["dpo", "reward", "rejection"])
+def test_recipes_of_other_trainers_pass(model, program):
+    check(parse(program, [f"+experiment=quickstart-{program}", model]), ranks=2, cuda=False)

@@ -14,6 +14,7 @@ from areal_mega.config.errors import UserError
 from areal_mega.resharding.known_models import known_model, known_name
 
 EXPERIMENTS = experiments()
+SCALES = {"ppo": "smoke", "sft": "smoke-sft", "dpo": "smoke-pairs", "reward": "smoke-pairs"}
 RECIPES = [name for name in EXPERIMENTS if not name.startswith(("quickstart", "smollm2"))]
 
 
@@ -30,7 +31,8 @@ def test_all_named_systems_have_recipes():
     assert set(EXPERIMENTS) >= {
         "boba-1.5b-8gpu", "boba-1.5b-32gpu", "boba-1.5b-128gpu", "boba-7b-32gpu", "boba-7b-128gpu", "boba-7b-zero",
         "32b", "boba-sft-32b", "deepscaler-1.5b-8k", "deepscaler-1.5b-16k", "deepscaler-1.5b-24k", "orz-7b", "orz-32b",
-        "dapo-32b", "light-r1-32b-sft1", "light-r1-32b-sft2", "light-r1-14b", "reinforce-pp-7b", "verl-grpo-7b",
+        "dapo-32b", "light-r1-32b-sft1", "light-r1-32b-sft2",
+        "light-r1-32b-dpo", "light-r1-14b", "reinforce-pp-7b", "verl-grpo-7b",
         "qwq-two-stage-1", "qwq-two-stage-2", "qwen3-30b-a3b", "deepscaler-1.5b",
         "areal-async-1.5b", "areal-async-7b", "areal-async-14b",
     }  # fmt: skip
@@ -59,7 +61,7 @@ def test_the_layout_fits_the_model(name):
 def test_smoke_changes_sizes_only(name):
     program = program_of(name)
     recipe = recipe_of(name)
-    small = parse(program, [f"+experiment={name}", f"+scale={'smoke-sft' if program == 'sft' else 'smoke'}"])
+    small = parse(program, [f"+experiment={name}", f"+scale={SCALES[program]}"])
     check(small, 2, cuda=False)
     assert small.data == replace(recipe.data, curriculum=[]) and small.policy.optimizer.lr == recipe.policy.optimizer.lr
     if program == "ppo":
@@ -79,7 +81,8 @@ def test_scale_is_laid_over_recipe_and_algorithm_wherever_it_stands():
 def test_the_stages_of_a_recipe_hand_their_model_on():
     for first, second in (
         ("deepscaler-1.5b-8k", "deepscaler-1.5b-16k"), ("deepscaler-1.5b-16k", "deepscaler-1.5b-24k"),
-        ("light-r1-32b-sft1", "light-r1-32b-sft2"), ("qwq-two-stage-1", "qwq-two-stage-2"),
+        ("light-r1-32b-sft1", "light-r1-32b-sft2"), ("light-r1-32b-sft2", "light-r1-32b-dpo"),
+        ("qwq-two-stage-1", "qwq-two-stage-2"),
     ):  # fmt: skip
         before, after = (recipe_of(name) for name in (first, second))
         assert after.model.path == f"{before.output}/{before.run_name}/model"

@@ -197,8 +197,8 @@ def critic_deviations(run: Run) -> dict[str, float]:
     if topology.is_main:
         hf = copy.deepcopy(oracle.hf)
         head = torch.nn.Linear(hf.config.hidden_size, 1, bias=False).double()
-        head.weight.data.copy_(weights["value_head.weight"])
-        hf.value_head = head
+        head.weight.data.copy_(weights["score.weight"])
+        hf.score = head
         hf.zero_grad()
         outputs = {"values": hf_values(hf, oracle.batch)}
         expected = critic_loss(oracle.batch, outputs)[0]
@@ -321,7 +321,7 @@ def hf_values(hf: PreTrainedModel, batch: PackedBatch) -> Tensor:
     values = []
     for tokens in batch.unpack("tokens"):
         hidden = hf.model(tokens[None]).last_hidden_state[0, :-1]
-        values += [hidden.new_zeros(1), hf.value_head(hidden).squeeze(1)]
+        values += [hidden.new_zeros(1), hf.score(hidden).squeeze(1)]
     return torch.cat(values) * batch["loss_mask"]
 
 

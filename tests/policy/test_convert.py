@@ -100,4 +100,4 @@ def test_a_model_that_the_checkpoint_does_not_have(topology, folder, tmp_path):
     with pytest.raises(UserError, match="has no policy; it holds critic"):
         convert.to_hugging_face(tmp_path / "run", tmp_path / "back", topology)
     convert.to_hugging_face(tmp_path / "run", tmp_path / "back", topology, model="critic")
-    assert "value_head.weight" in HFWeights(tmp_path / "back")
+    assert "score.weight" in HFWeights(tmp_path / "back")

@@ -21,7 +21,7 @@ ALL = [n for n in experiments() if not n.startswith(("quickstart", "smollm2")) a
 @pytest.mark.parametrize("name", ALL if os.environ.get("RECIPES") == "all" else DEFAULT)
 def test_first_steps(start, tmp_path, name):
     program = experiments()[name]["program"]
-    scale = "smoke-sft" if program == "sft" else "smoke"
+    scale = {"sft": "smoke-sft", "dpo": "smoke-pairs"}.get(program, "smoke")
     arguments = [f"+experiment={name}", f"+scale={scale}", f"output={tmp_path}", f"stand_ins={tmp_path / 'stand_ins'}"]
     started = start(f"tools/train_{program}.py", *arguments)
     assert started.wait() == 0, started.output
@@ -30,8 +30,8 @@ def test_first_steps(start, tmp_path, name):
     rows = [json.loads(line) for line in (latest / "metrics.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} >= {1, 2}
     assert json.loads((latest / "summary.json").read_text())["experiment"] == name
-    if program == "sft":
-        assert rows[1]["sft/loss"] < rows[0]["sft/loss"]
+    if program != "ppo":
+        assert rows[1][f"{program}/loss"] < rows[0][f"{program}/loss"]
         return
     mismatches = [row["mismatch/mean"] for row in rows if "mismatch/mean" in row]
     # The engine has the weights that were trained, the second time, too; asynchronous samples are of the first then.

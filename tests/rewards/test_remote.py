@@ -54,7 +54,8 @@ def test_the_servers_score_is_the_reward(server):
     assert samples[0].reward_parts == {"answer": 0.5, "failed": 0, "http": 0.5, "style": 0.5}
     [asked] = [body for body in server.seen if body["response"] == "aaaaa"]
     assert asked == {
-        "prompt": "?", "response": "aaaaa", "answers": ["7", "8"], "task": "story", "metadata": {"level": 3},
+        "prompt": "?", "messages": [], "response": "aaaaa", "answers": ["7", "8"], "task": "story",
+        "metadata": {"level": 3},
     }  # fmt: skip
 
 

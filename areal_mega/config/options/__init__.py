@@ -38,7 +38,18 @@ from areal_mega.config.options.rollout import (
     SelectionOptions,
 )
 from areal_mega.config.options.run import CheckpointOptions, EvaluationOptions, RuntimeOptions, TelemetryOptions
-from areal_mega.config.options.training import CommonOptions, PPOOptions, SFTOptions
+from areal_mega.config.options.serve import ServeRewardOptions
+from areal_mega.config.options.training import (
+    CommonOptions,
+    DPOOptions,
+    KeepOptions,
+    PPOOptions,
+    PreferenceOptions,
+    RejectionOptions,
+    RewardModelOptions,
+    SFTOptions,
+    SupervisedOptions,
+)
 
 __all__ = [
     "DATA_FORMATS",
@@ -51,6 +62,7 @@ __all__ = [
     "CommonOptions",
     "CriticOptions",
     "CurriculumStageOptions",
+    "DPOOptions",
     "DataOptions",
     "DataSetOptions",
     "EvaluateOptions",
@@ -59,6 +71,7 @@ __all__ = [
     "EvaluationRewardOptions",
     "EvaluationRolloutOptions",
     "HttpOptions",
+    "KeepOptions",
     "MoEOptions",
     "ModelOptions",
     "OffloadOptions",
@@ -66,12 +79,17 @@ __all__ = [
     "PPOOptions",
     "ParallelOptions",
     "PolicyOptions",
+    "PreferenceOptions",
     "RecomputeOptions",
+    "RejectionOptions",
     "ReshardingOptions",
+    "RewardModelOptions",
     "RewardOptions",
     "RolloutOptions",
     "RuntimeOptions",
     "SFTOptions",
     "SelectionOptions",
+    "ServeRewardOptions",
+    "SupervisedOptions",
     "TelemetryOptions",
 ]

@@ -12,8 +12,9 @@ class AlgorithmOptions:
     advantage: str = option(
         "gae",
         "What a reward is compared with. gae: the critic (PPO). grpo: the mean of its group. rloo: the mean of the "
-        "others of its group. remax: the reward of a greedy response. reinforce: nothing.",
-        choices=("gae", "grpo", "rloo", "remax", "reinforce"),
+        "others of its group. remax: the reward of a greedy response. reinforce: nothing. distill: no reward counts; "
+        "log pi_teacher - log pi of each token does, with reference_path as teacher.",
+        choices=("gae", "grpo", "rloo", "remax", "reinforce", "distill"),
     )
     reward_std: str = option(
         "group",
@@ -76,7 +77,10 @@ class AlgorithmOptions:
         None, "Nats of KL per response that kl_coef is adapted to, starting from its value; null: fixed.", above=0
     )
     kl_horizon: int = option(10_000, "kl_target: responses in which kl_coef can change by a fifth.", minimum=1)
-    use_reference: bool = option(False, "Keep a frozen copy of the starting model as KL reference.")
+    use_reference: bool = option(False, "Keep a frozen model beside the policy, for the KL or as teacher.")
+    reference_path: str | None = option(
+        None, "Hugging Face folder of that model, which has the same tokens; null: model.path, the policy as it begins."
+    )
     proximal: str = option(
         "recomputed",
         "The policy that the ratio is taken to. recomputed: as it was before the step, by a forward pass. "

@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from areal_mega.config.options.algorithm import AlgorithmOptions
 from areal_mega.config.options.data import DataOptions
+from areal_mega.config.options.evaluate import EvaluationRewardOptions, EvaluationRolloutOptions
 from areal_mega.config.options.fields import group, option
 from areal_mega.config.options.policy import CriticOptions, ModelOptions, PolicyOptions
 from areal_mega.config.options.reward import RewardOptions
@@ -86,3 +87,118 @@ class SFTOptions(CommonOptions):
     steps: int = option(100, "Optimizer steps.", minimum=1)
     sequences_per_step: int = option(64, "Sequences of each optimizer step, over all ranks.", minimum=1)
     max_tokens: int = option(2048, "Longest prompt plus answer; a longer one stops the run.", minimum=2)
+
+    @property
+    def items_per_step(self) -> int:
+        """What a step takes of the data."""
+        return self.sequences_per_step
+
+    @property
+    def longest_item(self) -> int:
+        """Tokens of what goes through the model at once, at most."""
+        return self.max_tokens
+
+
+@dataclass
+class PreferenceOptions(CommonOptions):
+    """What programs that learn from preference pairs have in common."""
+
+    steps: int = option(100, "Optimizer steps.", minimum=1)
+    pairs_per_step: int = option(64, "Preference pairs of each optimizer step, over all ranks.", minimum=1)
+    max_tokens: int = option(2048, "Longest prompt plus answer; a longer one stops the run.", minimum=2)
+
+    @property
+    def items_per_step(self) -> int:
+        """What a step takes of the data."""
+        return self.pairs_per_step
+
+    @property
+    def longest_item(self) -> int:
+        """Tokens of what goes through the model at once, at most: both answers of a pair, with a token behind each."""
+        return 2 * (self.max_tokens + 1)
+
+
+@dataclass
+class DPOOptions(PreferenceOptions):
+    """Options of tools/train_dpo.py."""
+
+    program: str = option("dpo", "The program the recipe is for.", choices=("dpo",))
+    loss: str = option(
+        "sigmoid",
+        "sigmoid: DPO. ipo: squared difference of the lead to 1 / (2 beta). nca_pair: NCA, which also raises "
+        "the chosen answer's own probability.",
+        choices=("sigmoid", "ipo", "nca_pair"),
+    )
+    beta: float = option(0.1, "beta: what a log-ratio to the reference counts; ipo: tau.", above=0)
+    label_smoothing: float = option(
+        0.0, "sigmoid: probability that a pair is the wrong way round (conservative DPO).", minimum=0, below=0.5
+    )
+    average_logprobs: bool | None = option(
+        None, "Log-prob of an answer: the mean of its tokens', not the sum; null: with ipo."
+    )
+    reference_path: str | None = option(
+        None, "Hugging Face folder of the reference model; null: model.path, the model as the run begins."
+    )
+
+    @property
+    def averages(self) -> bool:
+        """What average_logprobs means."""
+        return self.loss == "ipo" if self.average_logprobs is None else self.average_logprobs
+
+
+@dataclass
+class RewardModelOptions(PreferenceOptions):
+    """Options of tools/train_reward.py."""
+
+    program: str = option("reward", "The program the recipe is for.", choices=("reward",))
+    use_margin: bool = option(
+        False, "Ask for a lead of at least the pair's own margin (Llama 2), which every pair must have."
+    )
+    center_coef: float = option(0.0, "Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0.", minimum=0)
+
+
+@dataclass
+class KeepOptions:
+    answers: int = option(1, "Right answers to each prompt that are kept, at most.", minimum=1)
+    choose: str = option(
+        "random",
+        "Which, where there are more: the shortest, the first in random order, or all (answers does not count).",
+        choices=("shortest", "random", "all"),
+    )
+    max_success: float = option(
+        1.0,
+        "Leave out prompts of which a larger part of the answers is right: there is little to learn.",
+        above=0,
+        maximum=1,
+    )
+
+
+@dataclass
+class RejectionOptions(CommonOptions):
+    """Options of tools/rejection_sample.py."""
+
+    program: str = option("rejection", "The program the recipe is for.", choices=("rejection",))
+    steps: int | None = option(None, "Optimizer steps; null: as many as epochs take.", minimum=1)
+    epochs: int = option(1, "Passes over the kept answers.", minimum=1)
+    sequences_per_step: int = option(64, "Sequences of each optimizer step, over all ranks.", minimum=1)
+    rollout: EvaluationRolloutOptions = group(EvaluationRolloutOptions, "Generation with SGLang.")
+    reward: EvaluationRewardOptions = group(EvaluationRewardOptions, "Which answers are right.")
+    keep: KeepOptions = group(KeepOptions, "Which right answers are trained on.")
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence: what was generated, and its end."""
+        return self.rollout.max_prompt_tokens + self.rollout.max_new_tokens + 1
+
+    @property
+    def items_per_step(self) -> int:
+        """What a step takes of the data."""
+        return self.sequences_per_step
+
+    @property
+    def longest_item(self) -> int:
+        """Tokens of what goes through the model at once, at most."""
+        return self.max_tokens
+
+
+SupervisedOptions = SFTOptions | DPOOptions | RewardModelOptions | RejectionOptions

@@ -8,10 +8,11 @@ from areal_mega.resharding.layouts.files import contiguous_strides, file_layout,
 from areal_mega.resharding.layouts.megatron import megatron_layout
 from areal_mega.resharding.layouts.places import MegatronGrid, MegatronPlace, SGLangGrid, SGLangPlace
 from areal_mega.resharding.layouts.sglang import sglang_layout
-from areal_mega.resharding.layouts.table import VALUE_HEAD
+from areal_mega.resharding.layouts.table import SCORE, VALUE_HEAD
 
 __all__ = [
     "FAMILIES",
+    "SCORE",
     "VALUE_HEAD",
     "MegatronGrid",
     "MegatronPlace",

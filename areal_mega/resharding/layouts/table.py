@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-VALUE_HEAD = "value_head.weight"
+VALUE_HEAD = "value_head.weight"  # at Megatron
+SCORE = "score.weight"  # in folders: so transformers names the head of its sequence classifiers
 
 
 class Split(Enum):
@@ -71,7 +72,7 @@ EMBEDDING = Row(
 )
 FINAL_NORM = Row("model.norm.weight", "hidden", Split.WHOLE, "decoder.final_layernorm.weight", "model.norm.weight")
 OUTPUT = Row("lm_head.weight", "vocab hidden", Split.VOCABULARY, "output_layer.weight", "lm_head.weight")
-VALUE = Row(VALUE_HEAD, "one hidden", Split.WHOLE, VALUE_HEAD, VALUE_HEAD)
+VALUE = Row(SCORE, "one hidden", Split.WHOLE, VALUE_HEAD, SCORE)
 
 
 def hf_name(row: Row, layer: int, expert: int = 0) -> str:

@@ -1,0 +1,14 @@
+"""Start a reward model: torchrun --nproc-per-node N tools/train_reward.py +experiment=NAME [option=value ...]"""
+
+from areal_mega.trainers.launch import launch
+
+
+def run(options, topology, directory):
+    # Imported here: Megatron must not be loaded before the device layer is set up.
+    from areal_mega.trainers.reward_model import run as train
+
+    train(options, topology, directory)
+
+
+if __name__ == "__main__":
+    launch("reward", run)
