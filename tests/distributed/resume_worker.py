@@ -7,6 +7,7 @@ writes ``losses-RANKS.json``: the same with how either went on.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -61,6 +62,7 @@ class Ranks:
 
     def by(self, name: str) -> distributed.Topology:
         if name != self.name:
+            gc.collect()  # models in circles hold on to their groups
             distributed.shutdown()
             os.environ["TORCHELASTIC_RESTART_COUNT"] = str(
                 self.starts
