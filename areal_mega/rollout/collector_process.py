@@ -63,8 +63,7 @@ class RemoteCollector:
 
     def close(self) -> None:
         """End the process and what it has under way."""
-        with suppress(OSError):
-            self._send("close")
+        self._send("close")
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -72,7 +71,8 @@ class RemoteCollector:
             self._process.wait()
 
     def _send(self, *message: Any) -> None:
-        with self._sending:
+        """A process that is dead gets nothing, and the reader says that it is."""
+        with self._sending, suppress(OSError):
             self._pipe.send(message)
 
     def _answer(self) -> Any:
@@ -100,8 +100,7 @@ class RemoteCollector:
             found: Any = asyncio.run(self._engines.revive(address))
         except Exception as error:
             found = EngineError(str(error))
-        with suppress(OSError):
-            self._send("revived", address, found)
+        self._send("revived", address, found)
 
 
 class _Service:

@@ -97,10 +97,13 @@ def test_what_a_user_did_wrong_is_said_by_the_trainer(remote):
         collector.take()
 
 
-def test_a_killed_collector_is_an_error(remote):
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_killed_collector_is_an_error(remote, seen):
     collector = remote()
     process = psutil.Process(collector._process.pid)
     os.kill(process.pid, signal.SIGKILL)
+    if seen:  # nobody listens any more when the trainer asks
+        collector._process.wait(20)
     with pytest.raises(EngineError, match=r"collector process died \(exit status -9\)"):
         collector.take()
 
