@@ -47,7 +47,8 @@ def main(folder: Path) -> None:
         item["went_on_resumed"] = resume(topology, folder, item["models"], point)
     if int(os.environ["RANK"]) == 0:
         (folder / f"losses-{ranks}.json").write_text(json.dumps(mine))
-    torch.distributed.barrier()
+    if mine:
+        torch.distributed.barrier()
     distributed.shutdown()
 
 
